@@ -22,8 +22,10 @@ A proxy stands at its own canonical tokens of a text that grows: see `CanonicalC
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, TypeAlias
@@ -40,6 +42,7 @@ from capt_local.tokenization import (
     TextTokenizer,
     UnspellableByte,
     Vocabulary,
+    common_length,
 )
 
 # Keeps an underflow from dividing by 0, and changes nothing else.
@@ -83,20 +86,6 @@ class Back(NamedTuple):
     rest: bytes
 
 
-class View(NamedTuple):
-    """A proxy's probabilities after a text, and one token back, two back, ... as far as needed."""
-
-    row: Row
-    back: Sequence[Back] = ()
-
-    def coverings(self) -> Iterator[tuple[Back, float]]:
-        """Each place back, with one over the probability of the tokens that came from there on."""
-        inverse = 1.0
-        for back in self.back:
-            inverse /= max(float(back.row[back.token]), TINY)
-            yield back, inverse
-
-
 END_EVENT = 0
 NO_EVENT = -1
 
@@ -130,8 +119,7 @@ class TargetEvents:
         self.of_token: IntArray = np.full(len(vocabulary), NO_EVENT, dtype=np.int32)
         self.of_token[self.index.ids] = of_place
         self.of_token[vocabulary.end_ids] = END_EVENT
-        self._pieces = list(self._event_of_piece)
-        self.count = len(self._pieces) + 1
+        self.count = len(self._event_of_piece) + 1
         self._first: dict[bytes, int] = {}
 
     @cached_property
@@ -153,10 +141,6 @@ class TargetEvents:
         """The event of exactly these bytes; NO_EVENT if the target has no such token."""
         return self._event_of_piece.get(piece, NO_EVENT)
 
-    def piece(self, event: int) -> bytes:
-        """The bytes of an event other than the end."""
-        return self._pieces[event - 1]
-
     def interval(self, text: bytes) -> tuple[int, int]:
         """The events that begin with `text`, as a half-open range of ranks (see `of_rank`)."""
         low, high = self.index.interval(text)
@@ -170,21 +154,16 @@ class TargetEvents:
         Of a text that the target's vocabulary cannot spell: of its longest beginning that it can;
         NO_EVENT if there is none.
         """
-        event = self._event_of_piece.get(text)
-        if event is None:
-            event = self._first.get(text)
-        if event is None:
-            event = self._first[text] = self._first_of_known(text)
-        return event
-
-    def _first_of_known(self, text: bytes) -> int:
-        for size in range(len(text), 0, -1):
-            try:
-                tokens = self.tokenizer.encode(text[:size], start=False)
-            except UnspellableByte:
-                continue
-            return int(self.of_token[tokens[0]])
-        return NO_EVENT
+        if text in self._event_of_piece:
+            return self._event_of_piece[text]
+        if text not in self._first:
+            self._first[text] = NO_EVENT
+            for size in range(len(text), 0, -1):
+                with contextlib.suppress(UnspellableByte):
+                    token = self.tokenizer.encode(text[:size], start=False)[0]
+                    self._first[text] = int(self.of_token[token])
+                    break
+        return self._first[text]
 
 
 # What a piece gives to a token that a longer piece begins too. Chosen on clinical notes: 0.003 was
@@ -219,14 +198,11 @@ class PieceMap:
         low, high = proxy.exact(start)[1] if start else 0, proxy.interval(start)[1]
         added = [key[len(start) :] for key in proxy.keys[low:high]]
         longer = np.concatenate((proxy.ids[low:high], end_ids)).astype(np.int32)
-        entries = _groups(added, events)
-        known = entries.event != NO_EVENT
-        if not known.all():  # pieces that the target cannot spell begin no event
-            entries = _Entries(*(column[known] for column in entries))
+        event, piece, aside = _groups(added, events)
         ends = np.arange(len(added), len(longer), dtype=np.int32)
-        event = np.concatenate((entries.event, np.full(len(ends), END_EVENT, np.int32)))
-        piece = np.concatenate((entries.piece, ends))
-        aside = np.concatenate((entries.aside, np.zeros(len(ends), np.bool_)))
+        event = np.concatenate((event, np.full(len(ends), END_EVENT, np.int32)))
+        piece = np.concatenate((piece, ends))
+        aside = np.concatenate((aside, np.zeros(len(ends), np.bool_)))
         # Pieces in order of token, so that a row is read from its beginning to its end.
         ascending = np.argsort(longer)
         self.longer: Places = longer[ascending].astype(np.intp)
@@ -262,35 +238,11 @@ class PieceMap:
         return Shares(places, self.longer.take(group), parts)
 
 
-def credit(said: Sequence[tuple[Shares, Row, float]], size: int) -> FloatArray:
-    """What pieces give to each of `size` wanted events.
+def _groups(added: list[bytes], events: TargetEvents) -> tuple[IntArray, IntArray, BoolArray]:
+    """Pairs of an event and a piece that may begin it, and whether a longer piece may, too.
 
-    `said` has for each map what is shared, the proxy's probabilities, and a factor on them.
-    """
-    given = [
-        row.take(shares.pieces) * np.float64(factor) * shares.parts for shares, row, factor in said
-    ]
-    if not given:
-        return np.zeros(size)
-    places, parts = said[0][0].places, given[0]
-    if len(given) > 1:
-        places = np.concatenate([shares.places for shares, _, _ in said])
-        parts = np.concatenate(given)
-    return np.bincount(places, parts, minlength=size).astype(np.float64, copy=False)
-
-
-class _Entries(NamedTuple):
-    """Pairs of an event and a piece that may begin it; `aside`: a longer piece may, too."""
-
-    event: IntArray
-    piece: IntArray
-    aside: npt.NDArray[np.bool_]
-
-
-def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
-    """Each piece for all events that begin with its bytes, or, if there are none, its first one.
-
-    The events that begin with given bytes are an interval of the sorted events; painting the
+    Each piece stands for all events that begin with its bytes, or, if there are none, its first
+    one. The events that begin with given bytes are an interval of the sorted events; painting the
     intervals in order of length leaves each rank with the length of the longest piece of all.
     """
     spans = np.array([events.interval(part) for part in added], np.int32).reshape(-1, 2)
@@ -305,11 +257,10 @@ def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
     rank += np.repeat(spans[:, 0] - (ends - sizes), sizes).astype(np.int32)
     alone = np.flatnonzero(sizes == 0).astype(np.int32)
     first = np.fromiter((events.first(added[place]) for place in alone), np.int32, len(alone))
-    return _Entries(
-        np.concatenate((events.of_rank[rank], first)),
-        np.concatenate((piece, alone)),
-        np.concatenate((longest[rank] > lengths[piece], np.zeros(len(alone), np.bool_))),
-    )
+    aside = np.concatenate((longest[rank] > lengths[piece], np.zeros(len(alone), np.bool_)))
+    event = np.concatenate((events.of_rank[rank], first))
+    known = event != NO_EVENT  # pieces that the target cannot spell begin no event
+    return event[known], np.concatenate((piece, alone))[known], aside[known]
 
 
 class _Spans:
@@ -372,11 +323,6 @@ class Projection:
         self._healers: OrderedDict[bytes, PieceMap | None] = OrderedDict()
         self._entries = 0
 
-    @property
-    def megabytes(self) -> float:
-        """Memory of the plain projection's table."""
-        return self._plain.size * 4 / 1e6
-
     def query(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> CandidateQuery:
         """The query for some tokens of the target.
 
@@ -387,9 +333,12 @@ class Projection:
         """
         return CandidateQuery(self._events.of(tokens, start=start), prior)
 
-    def probability(self, query: CandidateQuery, view: View) -> FloatArray:
+    def probability(
+        self, query: CandidateQuery, row: Row, behind: Sequence[Back] = ()
+    ) -> FloatArray:
         """The probability of each token in query, shape (n,); 0 where there is no say.
 
+        `row` has the proxy's probabilities after the text, `behind` those one token back, two, ...
         The text so far may have been covered otherwise than by the proxy's own tokens y_1..y_n: by
         the first n-k of them and one piece u that goes beyond the text. With p(u) from the row
         there, all these coverings are mixed by their probabilities, each divided by that of
@@ -398,22 +347,23 @@ class Projection:
             [plain(row) + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n)), credited by what u adds]
             / [1 + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n))]
         """
-        given, total = [(self._shares(query, b"", self._plain), view.row, 1.0)], 1.0
-        for back, inverse in view.coverings():
+        maps, inverse, total = [(b"", self._plain, row, 1.0)], 1.0, 1.0
+        for back in behind:
+            inverse /= max(float(back.row[back.token]), TINY)
             healer = self._healer(back.rest)
             if healer is not None:
-                given.append((self._shares(query, back.rest, healer), back.row, inverse))
+                maps.append((back.rest, healer, back.row, inverse))
                 total += float(back.row.take(healer.longer).sum()) * inverse
-        known = [(shares, row, factor) for shares, row, factor in given if shares is not None]
-        said = credit(known, len(query.wanted))
-        said /= total
-        return said
-
-    def _shares(self, query: CandidateQuery, start: bytes, pieces: PieceMap) -> Shares | None:
-        """What is shared; expert and base often stand at the same pieces, and share it alike."""
-        if start not in query.prepared:
-            query.prepared[start] = pieces.share(query.wanted, query.prior)
-        return query.prepared[start]
+        places, parts = [np.empty(0, np.intp)], [np.empty(0)]
+        for start, pieces, here, factor in maps:
+            # Expert and base often stand at the same pieces, and share them alike.
+            if start not in query.prepared:
+                query.prepared[start] = pieces.share(query.wanted, query.prior)
+            if (shares := query.prepared[start]) is not None:
+                places.append(shares.places)
+                parts.append(here.take(shares.pieces) * np.float64(factor) * shares.parts)
+        said = np.concatenate(parts)
+        return np.bincount(np.concatenate(places), said, minlength=len(query.wanted)) / total
 
     def _healer(self, last: bytes) -> PieceMap | None:
         """The map of what goes on behind some bytes; None where no piece does."""
@@ -442,9 +392,11 @@ class SharedVocabulary:
         """Every token stands for itself."""
         return CandidateQuery(tokens, prior)
 
-    def probability(self, query: CandidateQuery, view: View) -> FloatArray:
+    def probability(
+        self, query: CandidateQuery, row: Row, behind: Sequence[Back] = ()
+    ) -> FloatArray:
         """The proxy's own probabilities."""
-        return view.row[query.wanted].astype(np.float64)
+        return row[query.wanted].astype(np.float64)
 
 
 Alignment: TypeAlias = Projection | SharedVocabulary
@@ -501,6 +453,8 @@ class CanonicalContext:
     Attributes:
         tokens: all tokens now; do not change it.
         fixed: number of tokens in `head`.
+        text: the growing text, without the head and without a leading space of the tokenizer.
+        stable: how many tokens at the front stay as they are, whatever text comes.
         unseen: whether bytes were left out that the vocabulary cannot spell.
     """
 
@@ -512,22 +466,18 @@ class CanonicalContext:
         self.fixed = len(head)
         self.unseen = False
         self.tokens = list(head)
-        self._text = b""
-        self._cut = 0
-        self._cut_tokens = self.fixed
-        self._whole = True
+        self.text = b""
+        self._cut = 0  # in the text, behind the stable tokens
+        self.stable = self.fixed
+        self._whole = True  # whether the tokens behind the cut hold all bytes
         self._rests: tuple[int, list[bytes]] = (0, [])
         self.append(text)
 
-    @property
-    def text(self) -> bytes:
-        """The growing text, without the head and without a leading space of the tokenizer."""
-        return self._text
-
-    @property
-    def stable(self) -> int:
-        """How many tokens at the front stay as they are, whatever text comes."""
-        return self._cut_tokens
+    def copy(self) -> CanonicalContext:
+        """The same, to go on from or to return to."""
+        other = copy.copy(self)
+        other.tokens = list(self.tokens)
+        return other
 
     def rests(self, depth: int) -> list[bytes]:
         """Bytes of the last token of the growing text, of the last two, ...; at most `depth`.
@@ -541,44 +491,27 @@ class CanonicalContext:
 
     def append(self, text: bytes) -> int:
         """Adds text; returns how many tokens at the front stayed as they were."""
-        if self._goes_on_at_cut(text):
-            self._cut, self._cut_tokens = len(self._text), len(self.tokens)
-        self._text += text
-        return self._replace_tail()
-
-    def _goes_on_at_cut(self, text: bytes) -> bool:
-        """Whether the tokens that are there stay as they are, whatever comes with `text`."""
-        tail = self._text[self._cut :]
-        seam = tail[-1:] + text[:1]
-        return bool(tail) and self._whole and self._tokenizer.last_cut(seam) == 1
-
-    def _replace_tail(self) -> int:
+        tail = self.text[self._cut :]
+        # Whether the tokens that are there stay as they are, whatever comes.
+        if tail and self._whole and self._tokenizer.last_cut(tail[-1:] + text[:1]) == 1:
+            self._cut, self.stable = len(self.text), len(self.tokens)
+        self.text += text
         self._rests = 0, []
-        tail = self._text[self._cut :]
-        first = self._start and self._cut == 0
-        new, whole = self._encode(tail, first=first)
-        self._whole = whole
-        if not self._text and first and self._tokenizer.lead:
+        tail, first = self.text[self._cut :], self._start and self._cut == 0
+        new: list[int] = []
+        self._whole = True
+        if tail:
+            # The answer is not the proxy's: what it has no token for, it does not see.
+            new, self._whole = self._tokenizer.encode_known(tail, start=first)
+            self.unseen |= not self._whole
+        elif not self.text and first and self._tokenizer.lead:
             new = list(self._tokenizer.lead_tokens)
-        kept = self._cut_tokens
-        old = self.tokens[kept:]
-        same = next(
-            (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b),
-            min(len(old), len(new)),
-        )
+        kept = self.stable
+        same = common_length(self.tokens[kept:], new)
         self.tokens[kept + same :] = new[same:]
-        if self._text and whole:
+        if self.text and self._whole:
             self._advance_cut(tail, new)
         return kept + same
-
-    def _encode(self, tail: bytes, *, first: bool) -> tuple[list[int], bool]:
-        """The tokens of a tail, and whether they hold all of its bytes."""
-        if not tail:
-            return [], True
-        # The answer is not the proxy's: what it has no token for, it does not see.
-        tokens, whole = self._tokenizer.encode_known(tail, start=first)
-        self.unseen |= not whole
-        return tokens, whole
 
     def _advance_cut(self, tail: bytes, new: list[int]) -> None:
         """Moves the safe cut forward, to a place where a token begins."""
@@ -589,13 +522,10 @@ class CanonicalContext:
             cut = _boundary(tail, list(map(piece, new)))
         if not cut:
             return
-        behind = len(tail) - cut
-        for count in range(len(new), 0, -1):
-            if behind <= 0:
-                break
-            behind -= len(piece(new[count - 1]))
-        else:
-            count = 0
+        behind, count = len(tail) - cut, len(new)
+        while count and behind > 0:
+            count -= 1
+            behind -= len(piece(new[count]))
         if behind == 0:
             self._cut += cut
-            self._cut_tokens += count
+            self.stable += count

@@ -151,12 +151,7 @@ def candidate_requests(
     """The requests for n answers with the seeds `options.sample.seed`, + 1, ...: one group."""
     first, group = options.sample.seed, object()
     return [
-        Request(
-            prompt,
-            options.with_seed(seed),
-            raw,
-            group=group,
-        )
+        Request(prompt, options.with_seed(seed), raw, group=group)
         for seed in range(first, first + n)
     ]
 

@@ -23,7 +23,7 @@ from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, first_pair_n
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method, with_arguments
 from capt_local.decoding.prompt_weights import Evidence, Memory
-from capt_local.decoding.proxy import LogitsCache, common_length
+from capt_local.decoding.proxy import LogitsCache
 from capt_local.decoding.scoring import (
     Answers,
     AnswerScore,
@@ -43,7 +43,7 @@ from capt_local.model_checks import NOT_LOOKED_AT, check_tokenizers, is_trusted,
 from capt_local.policy import permitted
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.messages import Message, Prompt, refuse_nul
-from capt_local.tokenization import TextTokenizer
+from capt_local.tokenization import TextTokenizer, common_length
 
 Progress = Callable[[str, float], None]
 Cancel = Callable[[], bool]
@@ -382,7 +382,11 @@ class Runtime:
         for lanes in self._lanes.values():
             for lane in lanes.slots:
                 lane.rewind(0)
-        self._forget_texts()
+        self._memory.clear()
+        for cache in self._caches.values():
+            cache.clear()
+        for tokenizer in self._tokenizers.values():
+            tokenizer.forget()
 
     def decoded(self) -> dict[str, int]:
         """Tokens that each model has decoded so far, by role."""
@@ -448,13 +452,6 @@ class Runtime:
 
     def _prompt(self, role: str, asked: str | Sequence[Message], raw: bool) -> Prompt:
         return self._prompt_builders[role].prompt(asked, raw=raw)
-
-    def _forget_texts(self) -> None:
-        self._memory.clear()
-        for cache in self._caches.values():
-            cache.clear()
-        for tokenizer in self._tokenizers.values():
-            tokenizer.forget()
 
     def _check_open(self) -> None:
         if not self._open:

@@ -32,6 +32,14 @@ Row = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float32]
 
 
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens at the front are the same."""
+    size = min(len(first), len(second))
+    if first[:size] == second[:size]:
+        return size
+    return next(i for i in range(size) if first[i] != second[i])
+
+
 class TokenKind(IntEnum):
     """Kinds of token, numbered as in GGUF files."""
 

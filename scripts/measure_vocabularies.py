@@ -75,7 +75,10 @@ def main(
                 lambda vocabulary=vocabulary, events=events: Projection(vocabulary, events)
             )
             cells.append(f"{spent:.1f}")
-            largest, lost = max(largest, table.megabytes), max(lost, unspellable(proxy, events))
+            largest, lost = (
+                max(largest, table._plain.size * 4 / 1e6),
+                max(lost, unspellable(proxy, events)),
+            )
         size = f"{len(tokenizer.vocabulary):,} | {seconds:.1f}"
         print(f"| {name} | {size} |", " | ".join(cells), f"| {largest:.0f} | {lost} |", flush=True)
 

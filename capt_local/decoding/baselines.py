@@ -12,7 +12,7 @@ itself aligns by bytes (`alignment`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,51 +95,53 @@ def proxy_tuning(target: Row, expert: Row, base: Row, alpha: float = 1.0) -> Cho
     return Choices(np.arange(len(target), dtype=np.int32), log_softmax(moved))
 
 
-def contrastive(expert: Row, base: Row, beta: float = 0.5, plausibility: float = 0.1) -> Choices:
+def contrastive(
+    expert: Row,
+    base: Row,
+    beta: float = 0.5,
+    plausibility: float = 0.1,
+    *,
+    scoring: bool = False,
+) -> Choices:
     """Softmax of (1 + beta) * l_E - beta * l_A on the tokens with p_E >= plausibility * max p_E.
 
     l are logits over one vocabulary; the expert leads, the base is the amateur, and the target
     takes no part. Formula and constants are those of O'Brien and Lewis (2023); the plausibility
-    limit is that of Li et al. (2022), whose own score is logp_E - logp_A.
+    limit is that of Li et al. (2022), whose own score is logp_E - logp_A. For `scoring` see
+    `Choices.sharing`.
     """
     # The cut is made in single precision, as in the papers' logits.
     least = expert.max() + np.float32(math.log(plausibility))
     tokens = np.flatnonzero(expert >= least).astype(np.int32)
     wide = expert[tokens].astype(np.float64), base[tokens].astype(np.float64)
     scores = (1.0 + beta) * wide[0] - beta * wide[1]
-    return Choices(tokens, scores - log_mass(scores))
+    made = Choices(tokens, scores - log_mass(scores))
+    return made.sharing(expert) if scoring else made
 
 
-class Unite:
+def unite(
+    strings: Sequence[TokenStrings],
+    target: Row,
+    expert: Row,
+    k: int = 10,
+    *,
+    scoring: bool = False,
+) -> Choices:
     """The mean of two softmaxes over the union of the strings of both models' top k.
 
-    Args:
-        target: strings of the model whose tokens are emitted.
-        expert: strings of the other model.
-        k: how many of each model's likeliest tokens are joined; published 10.
+    The published distribution has an entry for each string, the target's in order first. A string
+    that is no token of the target emits its first sub-token there, and the expert reads on from
+    that. `strings` are those of target and expert; for `scoring` see `Choices.sharing`.
     """
-
-    def __init__(self, target: TokenStrings, expert: TokenStrings, k: int = 10) -> None:
-        self._target = target
-        self._expert = expert
-        self._k = k
-
-    def generating(self, target: Row, expert: Row) -> Choices:
-        """The published distribution: an entry for each string, the target's in order first.
-
-        A string that is no token of the target emits its first sub-token there, and the expert
-        reads on from that.
-        """
-        own = {self._target.key(token): token for token in top(target, self._k)}
-        other = {self._expert.key(token): token for token in top(expert, self._k)}
-        union = {**own, **other}
-        tokens, first = _entries(self._target, target, own, union)
-        _pieces, second = _entries(self._expert, expert, other, union)
-        return Choices(tokens, np.logaddexp(first, second) - np.log(2.0))
-
-    def scoring(self, target: Row, expert: Row) -> Choices:
-        """See `Choices.sharing`."""
-        return self.generating(target, expert).merged().sharing(target)
+    own, other = (
+        {each.key(token): token for token in top(row, k)}
+        for each, row in zip(strings, (target, expert), strict=True)
+    )
+    union = {**own, **other}
+    tokens, first = _entries(strings[0], target, own, union)
+    _pieces, second = _entries(strings[1], expert, other, union)
+    made = Choices(tokens, np.logaddexp(first, second) - np.log(2.0))
+    return made.merged().sharing(target) if scoring else made
 
 
 def _entries(
@@ -162,59 +164,55 @@ def _entries(
     return tokens, log_softmax(values)
 
 
-class PaperCapt:
+def paper_capt(
+    strings: Sequence[TokenStrings],
+    target: Row,
+    expert: Row,
+    base: Row,
+    alpha: float = 1.0,
+    k: int = 20,
+    *,
+    scoring: bool = False,
+) -> Choices:
     """s(t) = logp_T(t) + alpha * (logp_E(m(t)) - logp_A(m(t))) over the target's top k.
 
     Log-probabilities are over each model's whole vocabulary; m(t) is `TokenStrings.piece`, which
     the published code looks up for expert and base apart. There is no floor, no plausibility limit
-    and no event for the end of an answer. Published: alpha 1, k 20.
+    and no event for the end of an answer. Published: alpha 1, k 20, and the softmax of s over the
+    candidates in the target's order; nothing else can come.
+
+    With `scoring`, other tokens keep the target's probability, uncontrasted, and all is divided by
+    the sum over the vocabulary. `strings` are those of target, expert and base.
     """
-
-    def __init__(
-        self,
-        target: TokenStrings,
-        expert: TokenStrings,
-        base: TokenStrings,
-        alpha: float = 1.0,
-        k: int = 20,
-    ) -> None:
-        self._target = target
-        self._expert = expert
-        self._base = base
-        self._alpha, self._k = alpha, k
-
-    def generating(self, target: Row, expert: Row, base: Row) -> Choices:
-        """The softmax of s over the candidates in the target's order; nothing else can come."""
-        tokens, _own, scores = self._scores(target, expert, base)
+    # Of two candidates with one key ("/n" and a newline) the less likely one overwrites the
+    # other, in its place: a dictionary does here what it does in the published code.
+    keys = {strings[0].key(token): token for token in top(target, k)}
+    tokens = np.array(list(keys.values()), dtype=np.int32)
+    own = log_softmax(target)[tokens]
+    said = [
+        log_softmax(row)[[each.piece(key) for key in keys]]
+        for each, row in zip(strings[1:], (expert, base), strict=True)
+    ]
+    scores = own + alpha * (said[0] - said[1])
+    if not scoring:
         return Choices(tokens, scores - log_mass(scores))
-
-    def scoring(self, target: Row, expert: Row, base: Row) -> Choices:
-        """The form for scoring: other tokens keep the target's probability, uncontrasted.
-
-        All is divided by the sum over the vocabulary.
-        """
-        tokens, own, scores = self._scores(target, expert, base)
-        rest = max(-math.expm1(log_mass(own)), 0.0)
-        total = float(np.logaddexp(log_mass(scores), math.log(rest) if rest else -math.inf))
-        return Choices(tokens, scores - total, -total).merged()
-
-    def _scores(
-        self, target: Row, expert: Row, base: Row
-    ) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Candidates, their log-probabilities under the target, and s."""
-        # Of two candidates with one key ("/n" and a newline) the less likely one overwrites the
-        # other, in its place: a dictionary does here what it does in the published code.
-        keys = {self._target.key(token): token for token in top(target, self._k)}
-        tokens = np.array(list(keys.values()), dtype=np.int32)
-        own = log_softmax(target)[tokens]
-        said = [
-            log_softmax(row)[[strings.piece(key) for key in keys]]
-            for strings, row in ((self._expert, expert), (self._base, base))
-        ]
-        return tokens, own, own + self._alpha * (said[0] - said[1])
+    rest = max(-math.expm1(log_mass(own)), 0.0)
+    total = float(np.logaddexp(log_mass(scores), math.log(rest) if rest else -math.inf))
+    return Choices(tokens, scores - total, -total).merged()
 
 
-class Safe:
+# The mean probability from which on two models agree, and below which a distribution is smooth.
+_CONSENSUS = 0.5
+
+
+def safe(
+    strings: Sequence[TokenStrings],
+    keeps_tokens: Callable[[int], bool],
+    target: Row,
+    expert: Row,
+    *,
+    scoring: bool = False,
+) -> Choices | None:
     """SAFE: UniTE at the few positions that matter, elsewhere the target alone (Yun et al. 2026).
 
     "When to Ensemble", ICLR 2026, arXiv 2510.15346. Two models are ensembled only where their token
@@ -226,70 +224,45 @@ class Safe:
     several tokens at a time. They publish code, which was not at hand: see docs/method.md.
 
     Args:
-        target: strings of the target.
-        expert: strings of the expert.
-        vocabulary: of the target.
-        keeps_tokens: whether the expert's tokens so far stay when some bytes follow.
+        strings: of target and expert.
+        keeps_tokens: whether the expert's tokens so far stay when this token of the target follows.
+        target: logits.
+        expert: logits.
+        scoring: without the sharpening, which gives 0 to tokens.
+
+    Returns:
+        None for the target alone.
     """
-
-    def __init__(
-        self,
-        target: TokenStrings,
-        expert: TokenStrings,
-        vocabulary: Vocabulary,
-        keeps_tokens: Callable[[bytes], bool],
-    ) -> None:
-        self._target = target
-        self._expert = expert
-        self._vocabulary = vocabulary
-        self._keeps_tokens = keeps_tokens
-        self._unite = Unite(target, expert)
-
-    def generating(self, target: Row, expert: Row) -> Choices | None:
-        """The sharpened ensemble; None for the target alone."""
-        if not self._matters(target, expert):
-            return None
-        made = self._unite.generating(target, expert)
-        shares = np.exp(made.logp)
-        if shares.max() > _CONSENSUS:
-            return made
-        keys = [self._target.key(int(token)) for token in made.tokens]
-        begins = np.array([[whole.startswith(part) for part in keys] for whole in keys])
-        totals = begins @ shares
-        best = int(totals.argmax())
-        moved = np.where(begins[best], 0.0, shares)
-        moved[best] = totals[best]
-        with np.errstate(divide="ignore"):
-            return Choices(made.tokens, np.log(moved))
-
-    def scoring(self, target: Row, expert: Row) -> Choices | None:
-        """The ensemble without the sharpening, which gives 0 to tokens; None as above."""
-        return self._unite.scoring(target, expert) if self._matters(target, expert) else None
-
-    def _matters(self, target: Row, expert: Row) -> bool:
-        token, other = int(target.argmax()), int(expert.argmax())
-        key = self._target.key(token)
-        if key == self._expert.key(other):
-            return False
-        own = math.exp(log_softmax(target)[token])
-        theirs = math.exp(log_softmax(expert)[self._expert.piece(key)])
-        if (own + theirs) / 2 > _CONSENSUS:
-            return False
-        text = self._vocabulary.text((token,))
-        return bool(text) and self._keeps_tokens(text)
-
-
-# The mean probability from which on two models agree, and below which a distribution is smooth.
-_CONSENSUS = 0.5
+    token, key = int(target.argmax()), strings[0].key(int(target.argmax()))
+    if key == strings[1].key(int(expert.argmax())):
+        return None
+    own = math.exp(log_softmax(target)[token])
+    theirs = math.exp(log_softmax(expert)[strings[1].piece(key)])
+    if (own + theirs) / 2 > _CONSENSUS or not keeps_tokens(token):
+        return None
+    made = unite(strings, target, expert, scoring=scoring)
+    shares = np.exp(made.logp)
+    if scoring or shares.max() > _CONSENSUS:
+        return made
+    keys = [strings[0].key(int(token)) for token in made.tokens]
+    begins = np.array([[whole.startswith(part) for part in keys] for whole in keys])
+    totals = begins @ shares
+    best = int(totals.argmax())
+    moved = np.where(begins[best], 0.0, shares)
+    moved[best] = totals[best]
+    with np.errstate(divide="ignore"):
+        return Choices(made.tokens, np.log(moved))
 
 
 # A space inside a token, as SentencePiece and as byte-level BPE write it.
 _MARK, _LETTER = "\u2581", "\u0120"
 # A newline, likewise; and what the published code makes of both. (It means "\n".)
-_NEWLINES = ("<0x0A>", "\u010a")
-_SLASH_N = "/n"
+_NEWLINES, _SLASH_N = ("<0x0A>", "\u010a"), "/n"
 # The published code takes this id for "not in the vocabulary", as in Llama-2 and Mistral.
 _UNKNOWN = 0
+# The letter that byte-level BPE writes for each byte (Radford et al. 2019, GPT-2).
+_PLAIN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_LETTERS = {byte: 256 + i for i, byte in enumerate(sorted({*range(256)} - _PLAIN))}
 
 
 class TokenStrings:
@@ -327,10 +300,9 @@ class TokenStrings:
         A SentencePiece tokenizer puts a word mark in front of what it splits; where that mark is a
         piece of its own it is passed over, where it is merged with the first letters it stays.
         """
-        found = self._pieces.get(key)
-        if found is None:
-            found = self._pieces[key] = self._find(key)
-        return found
+        if key not in self._pieces:
+            self._pieces[key] = self._find(key)
+        return self._pieces[key]
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -362,13 +334,3 @@ class TokenStrings:
             return piece.decode("latin-1").translate(_LETTERS)
         string = piece.decode("utf-8", "replace")
         return string.replace(" ", _MARK) if kind == TokenKind.NORMAL else string
-
-
-def _byte_letters() -> dict[int, int]:
-    """The letter that byte-level BPE writes for each byte (Radford et al. 2019, GPT-2)."""
-    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in plain)
-    return {byte: 256 + place for place, byte in enumerate(others)}
-
-
-_LETTERS = _byte_letters()

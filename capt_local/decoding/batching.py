@@ -7,6 +7,7 @@ alone; where several want the same model, it decodes for all of them in one batc
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, read_by
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import FinishReason, GenerateOptions, Step
 from capt_local.decoding.prompt_weights import Memory
-from capt_local.decoding.proxy import LogitsCache, Model, common_length
+from capt_local.decoding.proxy import LogitsCache, Model
 from capt_local.errors import Cancelled, CaptError
 from capt_local.prompting.messages import Message, Prompt
-from capt_local.tokenization import Rows
+from capt_local.tokenization import Rows, common_length
 
 # The prompt of a role for what was asked, raw or not.
 PromptOf = Callable[[str, str | Sequence[Message], bool], Prompt]
@@ -346,16 +347,11 @@ class Turns:
         self._waiting.clear()
 
 
-@dataclass(frozen=True, slots=True)
-class _PromptOfGroup:
-    """The prompt that the last request of a group has read.
+class _PromptOfGroup(NamedTuple):
+    """The prompt that the last request of a group has read, and what it showed about the weights.
 
-    Attributes:
-        group: see `Request`.
-        place: that holds it.
-        texts: tokens, by role, that the next of the group takes over. It reads the rest itself, so
-            that it has the same bits, wherever and whenever it begins.
-        memory: what it showed about the weights.
+    `texts` are the tokens, by role, that the next of the group takes over from its place. It reads
+    the rest itself, so that it has the same bits, wherever and whenever it begins.
     """
 
     group: object
@@ -522,7 +518,7 @@ class BatchScheduler:
         self._oldest.append(place)
         source = max(range(len(self._kept)), key=shared)
         if shared(source) >= shared(place) + _LEAST:
-            self._memories[place] = self._memories[source].copy()
+            self._memories[place] = copy.copy(self._memories[source])
             for role, own in tokens.items():
                 theirs, cache = self._kept[source][role], self._kept[place][role]
                 size = common_length(theirs.tokens, own)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from capt_local.decoding.options import CombineOptions, Method
-from capt_local.tokenization import BoolArray, FloatArray, IntArray, Row
+from capt_local.tokenization import FloatArray, IntArray, Row
 
 # Between exp(-60) and exp(60) a row of single precision keeps all that matters of its largest.
 _SAFE = 60.0
@@ -89,21 +88,6 @@ def as_candidates(row: Row, tokens: IntArray) -> Candidates:
     every = plausible(row, 0.0)
     rest = max(0.0, 1.0 - float(np.exp(every.logp[np.unique(tokens)]).sum()))
     return Candidates(tokens, every.logp[tokens], rest, every.log_total)
-
-
-def logs(
-    said: Sequence[FloatArray], aligned: BoolArray, own: FloatArray, floor: float
-) -> FloatArray:
-    """Log-probabilities of the candidates under k proxies, shape (k, n), from probabilities (n,).
-
-    Where the proxies have no say on a token (a control token of the target), they are taken to
-    say what the target says (`own`): its contrast is 0. For the floor that is added see
-    `alignment.FLOOR`.
-    """
-    rows = np.array(said).reshape(-1, len(own))
-    rows += floor
-    np.log(rows, out=rows)
-    return rows if aligned.all() else np.where(aligned, rows, own)
 
 
 class Products(NamedTuple):

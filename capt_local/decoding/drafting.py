@@ -13,11 +13,13 @@ them in one batch.
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 
 from capt_local.decoding.combine import Distribution
 from capt_local.decoding.ensemble import Ensemble
-from capt_local.decoding.options import DraftCount, DraftStats, GenerateOptions, Speed
+from capt_local.decoding.options import DraftCount, DraftStats
 from capt_local.decoding.proxy import LogitsCache
 
 LOOKUP, TARGET = "lookup", "target-draft"
@@ -33,7 +35,7 @@ _GAIN = 1.05  # expected speed over step by step from which on a draft is made
 
 
 class Drafter:
-    """Drafts for one answer, counted in `stats`."""
+    """Drafts for one answer of models that can take tokens back, counted in `stats`."""
 
     def __init__(self, ensemble: Ensemble, stats: DraftStats) -> None:
         self._ensemble = ensemble
@@ -42,22 +44,12 @@ class Drafter:
             name: [[chance * _STRENGTH, _STRENGTH] for chance in priors]
             for name, priors in _PRIORS.items()
         }
-        self._ends: dict[tuple[int, ...], tuple[int, int]] = {}
-        self._seen: list[int] = []
+        self._text = array("i")
         self._source = LOOKUP
         self._draft: list[int] = []
         self._kinds: list[int] = []
         self._at = 0  # tokens of the draft that have been chosen
-
-    @classmethod
-    def for_answer(
-        cls, ensemble: Ensemble, options: GenerateOptions, stats: DraftStats
-    ) -> Drafter | None:
-        """What drafts for an answer; None where nothing may, or a model cannot take tokens back."""
-        if options.speed is Speed.EXACT_STEPS or not ensemble.can_draft:
-            return None
         ensemble.leader.keep_as(np.copy)
-        return cls(ensemble, stats)
 
     def propose(self, most: int) -> None:
         """Reads ahead, if that is worth it, where the next choice has not been read yet.
@@ -94,9 +86,7 @@ class Drafter:
             right = self._draft[self._at] == token
             self._observe(self._source, self._kinds[self._at], right)
             self._stats.by_source[self._source].accepted += right
-            self._at += 1
-            if not right:
-                self._draft, self._at = [], 0
+            self._at = self._at + 1 if right else len(self._draft)
         elif here is not None:
             best = int(here.candidates.logp.argmax())
             sure = int(np.exp(here.candidates.logp[best]) >= _SURE)
@@ -104,8 +94,7 @@ class Drafter:
 
     def _observe(self, source: str, kind: int, right: bool) -> None:
         counts = self._chances[source][kind]
-        counts[0] = _FADING * counts[0] + right
-        counts[1] = _FADING * counts[1] + 1.0
+        counts[:] = _FADING * counts[0] + right, _FADING * counts[1] + 1.0
 
     def _chance(self, source: str, kind: int) -> float:
         right, seen = self._chances[source][kind]
@@ -114,14 +103,16 @@ class Drafter:
     def _look_up(self, most: int) -> None:
         """What followed the longest match, as long a piece of it as promises most."""
         tokens = self._ensemble.tokens
-        self._index(tokens)
-        size, found, length = len(tokens), 0, 0
-        for length in range(min(_LONGEST_MATCH, size), _SHORTEST_MATCH - 1, -1):
-            latest, before = self._ends.get(tuple(tokens[size - length :]), (0, 0))
-            found = before if latest == size else latest
-            if found:
+        self._text.extend(tokens[len(self._text) :])
+        text, size = np.frombuffer(self._text, np.int32), len(tokens)
+        ends, length = np.flatnonzero(text[:-1] == text[-1]) + 1, 1  # of what matches so far
+        while length < _LONGEST_MATCH:
+            longer = ends[ends > length]
+            longer = longer[text[longer - length - 1] == text[size - length - 1]]
+            if not len(longer):
                 break
-        if not found:
+            ends, length = longer, length + 1
+        if length < _SHORTEST_MATCH or not len(ends):
             return
         kind = min(length - _SHORTEST_MATCH, 2)
         chance = self._chance(LOOKUP, kind)
@@ -133,19 +124,10 @@ class Drafter:
             gain = tokens_made / price(drafted + 1)  # the proxies' batches cost alike
             if gain > best:
                 best, count = gain, drafted
-        text = list(tokens)
-        for _ in range(count):  # over the end of the text into the match itself
-            text.append(text[found + len(text) - size])
-        self._source, self._draft, self._kinds = LOOKUP, text[size:], [kind] * count
-
-    def _index(self, tokens: list[int]) -> None:
-        """Takes in where each run of tokens ended last, and the time before."""
-        seen = len(self._seen)
-        for end in range(seen + 1, len(tokens) + 1):
-            for length in range(_SHORTEST_MATCH, min(_LONGEST_MATCH, end) + 1):
-                key = tuple(tokens[end - length : end])
-                self._ends[key] = (end, self._ends.get(key, (0, 0))[0])
-        self._seen += tokens[seen:]
+        draft = tokens[ends[-1] : ends[-1] + count]
+        for place in range(count - len(draft)):  # over the end of the text into the match itself
+            draft.append(draft[place])
+        self._source, self._draft, self._kinds = LOOKUP, draft, [kind] * count
 
     def _ask_leader(self, most: int) -> None:
         """The leader's likeliest tokens, as long as the next one is sure enough to be chosen.
@@ -155,24 +137,22 @@ class Drafter:
         """
         ensemble = self._ensemble
         # What a right token saves, in tokens of the leader: by the bytes of weights.
-        saved = sum(_saved(each.cache, most) for each in ensemble.proxies)
+        saved = sum(_saved(cache, most) for cache in ensemble.models[1:])
         needed = 1.0 / (1.0 + saved / max(ensemble.leader.model.size, 1))
         tokens, ends = list(ensemble.tokens), ensemble.leader.model.vocabulary.is_end
-        drafted: list[int] = []
         kinds: list[int] = []
         promise = 1.0  # that all of them are right
-        while len(drafted) < most:
+        while len(kinds) < most:
             row = ensemble.leader.logits_for(tokens)[0]
             token = int(row.argmax())
             kind = int(1.0 / float(np.exp(row - row[token]).sum()) >= _SURE)
             promise *= self._chance(TARGET, kind)
             if ends[token] or promise < needed:
                 break
-            drafted.append(token)
             kinds.append(kind)
             tokens.append(token)
-        if len(drafted) > 1:  # one token alone is a step
-            self._source, self._draft, self._kinds = TARGET, drafted, kinds
+        if len(kinds) > 1:  # one token alone is a step
+            self._source, self._draft, self._kinds = TARGET, tokens[-len(kinds) :], kinds
 
 
 def _saved(cache: LogitsCache, count: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ import numpy as np
 from capt_local.alignment import TINY, Alignment, TargetEvents, fit
 from capt_local.decoding.baselines import (
     Choices,
-    PaperCapt,
-    Safe,
     TokenStrings,
-    Unite,
     contrastive,
+    paper_capt,
     proxy_tuning,
+    safe,
+    unite,
 )
 from capt_local.decoding.combine import Candidates, Contrast, Distribution
 from capt_local.decoding.options import (
@@ -31,10 +32,10 @@ from capt_local.decoding.options import (
     Method,
     Speed,
 )
-from capt_local.decoding.proxy import LogitsCache, Proxy, common_length, proxy_logps, queries
+from capt_local.decoding.proxy import LogitsCache, Proxy, proxy_logps, queries
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Message, Prompt
-from capt_local.tokenization import BoolArray, FloatArray, Row, TextTokenizer
+from capt_local.tokenization import BoolArray, FloatArray, Row, TextTokenizer, common_length
 
 _NOTHING = np.float32(1e4)  # nats below the least; a probability of 0
 # From this share of the mixture on the target is alone: the others could move a probability by a
@@ -192,15 +193,17 @@ class Ensemble:
             return found if alone or not self.proxies else _without_proxies(found)
         # Where a context is full all models run, so that the answer ends where it does in any case.
         if only is None and self.tokens_left > 1:
-            if self.skip_certain and (certain := self.certain()) is not None:
-                return certain
+            if self.skip_certain and self.published is None:
+                certain = self.contrast.certain(row, self.weights)
+                if certain is not None:
+                    return certain
             if not run_all and self.skips_proxies:
                 return _without_proxies(self._leaders_own(row))
         # One after the other: each on half of the cores at the same time was slower.
         for proxy in self.proxies:
             proxy.sync()
         if self.published is not None:
-            made = self.published(row, *(proxy.logits for proxy in self.proxies))
+            made = self.published(row, *(proxy.row for proxy in self.proxies))
             return self._leaders_own(row) if made is None else made.over(row)
         own = self.contrast.candidates(row)
         asked = queries(own, self.proxies, start=bool(self._leading_space))
@@ -218,12 +221,6 @@ class Ensemble:
             return False
         own = self.contrast.candidates(self.leader_row())
         return self.skip_rule.skips(own, len(self.tokens))
-
-    def certain(self) -> Distribution | None:
-        """The distribution where the proxies cannot change it, without running them."""
-        if not self.proxies or self.published is not None:
-            return None
-        return self.contrast.certain(self.leader_row(), self.weights)
 
     def _leaders_own(self, row: Row) -> Distribution:
         own = self.contrast.candidates(row)
@@ -298,8 +295,9 @@ class Ensemble:
             ahead = tokens[: self.leader.model.max_rows - 1]
             self.leader.logits_for([*self.tokens, *ahead], len(ahead) + 1)
         for proxy in self.proxies:
-            ahead = tokens[: proxy.cache.model.max_rows]
-            if ahead and proxy.cache.model.can_rewind and not proxy.is_read:
+            cache, ahead = proxy.cache, tokens[: proxy.cache.model.max_rows]
+            is_read = cache.has(proxy.tokens, len(proxy.wanted_rows()))
+            if ahead and cache.model.can_rewind and not is_read:
                 proxy.read_ahead(ahead, self._pieces(ahead))
 
     def drop_ahead(self) -> None:
@@ -424,7 +422,10 @@ class EnsembleBuilder:
                 roles = ("target", "expert", "base")
             if not combine.mixes and is_target_alone(combine.rows((len(roles) - 1) // 2)[0]):
                 roles = ("target",)  # nothing else needs to run, or to be there
-        leader, *others = [self._need(role) for role in roles]
+        for role in roles:
+            if role not in self._caches:
+                raise UsageError(self._hint(role))
+        leader, *others = [self._caches[role] for role in roles]
         if not others:
             return Ensemble(leader, (), combine)
         if method in (Method.CAPT, Method.EXPERT_LED, Method.DUO):
@@ -439,8 +440,12 @@ class EnsembleBuilder:
             return ensemble
         # With one vocabulary a proxy takes the leader's tokens as they are.
         shared = method in (Method.PROXY_TUNING, Method.CONTRASTIVE)
-        if shared:
-            self._need_one_vocabulary(method, roles)
+        own = leader.model.vocabulary
+        if shared and not all(own.same_as(each.model.vocabulary) for each in others):
+            raise UsageError(
+                f"--method {method} needs {' and '.join(roles)} to have one vocabulary, and they "
+                "have not. --method capt does not need that."
+            )
         proxies = [
             Proxy(each, self._tokenizers[each.role], None, follows_tokens=shared) for each in others
         ]
@@ -452,17 +457,21 @@ class EnsembleBuilder:
         if method is Method.PROXY_TUNING:
             return proxy_tuning
         if method is Method.CONTRASTIVE:
-            return _contrastive_scoring if scoring else contrastive
-        target, expert = self._spelled("target"), self._spelled("expert")
-        made: Unite | Safe | PaperCapt
+            return partial(contrastive, scoring=scoring)
+        roles = ("target", *(proxy.cache.role for proxy in proxies))
+        strings = [self._spelled(role) for role in roles]
         if method in (Method.UNITE, Method.UNITE_20):
-            made = Unite(target, expert, 20 if method is Method.UNITE_20 else 10)
-        elif method is Method.SAFE:
-            vocabulary = self._tokenizers["target"].vocabulary
-            made = Safe(target, expert, vocabulary, proxies[0].keeps_tokens)
-        else:
-            made = PaperCapt(target, expert, self._spelled("base"))
-        return made.scoring if scoring else made.generating
+            return partial(
+                unite, strings, k=20 if method is Method.UNITE_20 else 10, scoring=scoring
+            )
+        if method is not Method.SAFE:
+            return partial(paper_capt, strings, scoring=scoring)
+
+        def keeps_tokens(token: int) -> bool:
+            text = self._tokenizers["target"].vocabulary.text((token,))
+            return bool(text) and proxies[0].keeps_tokens(text)
+
+        return partial(safe, strings, keeps_tokens, scoring=scoring)
 
     def _alignment(self, leader: str, role: str) -> Alignment:
         """One table for all proxies of one vocabulary."""
@@ -481,20 +490,3 @@ class EnsembleBuilder:
             tokenizer = self._tokenizers[role]
             self._strings[role] = TokenStrings(tokenizer.vocabulary, tokenizer.tokenize)
         return self._strings[role]
-
-    def _need(self, role: str) -> LogitsCache:
-        if role not in self._caches:
-            raise UsageError(self._hint(role))
-        return self._caches[role]
-
-    def _need_one_vocabulary(self, method: Method, roles: Sequence[str]) -> None:
-        first, *others = [self._tokenizers[role].vocabulary for role in roles]
-        if not all(first.same_as(other) for other in others):
-            raise UsageError(
-                f"--method {method} needs {' and '.join(roles)} to have one vocabulary, and they "
-                "have not. --method capt does not need that."
-            )
-
-
-def _contrastive_scoring(expert: Row, base: Row) -> Choices:
-    return contrastive(expert, base).sharing(expert)

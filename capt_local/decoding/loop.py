@@ -18,6 +18,7 @@ from typing import Self
 
 import numpy as np
 
+from capt_local.decoding.combine import softmax
 from capt_local.decoding.drafting import Drafter
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import (
@@ -104,7 +105,8 @@ class Generation:
         # What expert and base say is part of the record then, so they run at each step.
         ensemble.skip_certain = options.speed is not Speed.EXACT_STEPS and not options.top
         self.stats = DraftStats()
-        self._drafter = Drafter.for_answer(ensemble, options, self.stats) if drafts else None
+        drafts = drafts and options.speed is not Speed.EXACT_STEPS and ensemble.can_draft
+        self._drafter = Drafter(ensemble, self.stats) if drafts else None
         self._pieces = codecs.getincrementaldecoder("utf-8")("replace")
         self._notices = [note for prompt in prompts.values() for note in prompt.notices]
         self._notices += notices
@@ -116,7 +118,7 @@ class Generation:
         self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
         self.prompt_decoded: dict[str, int] = {}
         self.context_limit = min(each.model.context_limit for each in ensemble.models)
-        self._full: tuple[str, int, int] | None = None  # role, tokens and limit
+        self._full: list[str] = []  # the notice that a context is
         self.text_bytes = b""
         self.thoughts_bytes = b""
         self.finish: FinishReason | None = None
@@ -139,25 +141,8 @@ class Generation:
         """
         if self._superseded is not None:
             raise UsageError(self._superseded)
-        if self.finish is not None:
-            raise StopIteration
-        self._check()
-        step = None
-        try:
-            self._prefill()
-            if not self._cancel():
-                step = self._timed_step()
-        except Cancelled:
-            pass
-        except ContextOverflow:
-            self._note_full_context()
-            self.end(FinishReason.LENGTH)
-            raise StopIteration from None
-        except BaseException:
-            self.end(FinishReason.ERROR)
-            raise
+        step = self._run(step=True)
         if step is None:
-            self.end()
             raise StopIteration
         return step
 
@@ -167,16 +152,29 @@ class Generation:
         Raises:
             NumericalError, MemoryShortage, ModelError: as for a step.
         """
+        self._run(step=False)
+
+    def _run(self, *, step: bool) -> Step | None:
+        """Decodes the prompt if that is open, then makes a step; None where there is none."""
         if self.finish is not None:
-            return
+            return None
         self._check()
         try:
             self._prefill()
+            if not step:
+                return None
+            if not self._cancel():
+                return self._timed_step()
         except Cancelled:
-            self.end()
+            pass
+        except ContextOverflow:
+            self._note_full_context()
+            self.end(FinishReason.LENGTH)
         except BaseException:
             self.end(FinishReason.ERROR)
             raise
+        self.end()
+        return None
 
     def end(self, finish: FinishReason = FinishReason.INTERRUPTED) -> None:
         """Ends the answer where it is; an answer that has ended stays as it is."""
@@ -222,12 +220,7 @@ class Generation:
     def notices(self) -> list[str]:
         """What the user should know."""
         own = list(self._stream.notices)
-        if self._full is not None:
-            role, used, limit = self._full
-            own.append(
-                f"The context of the {role} is full ({used:,} of {limit:,} tokens), so the answer "
-                "ends here. A larger --ctx-size leaves more room."
-            )
+        own += self._full
         if count := self._implausible_steps:
             own.append(
                 f"At {count} token{'s' * (count > 1)} the form allowed nothing that the model "
@@ -282,7 +275,8 @@ class Generation:
         finally:
             self.generate_seconds += time.perf_counter() - started
             for each, (passes, decoded) in zip(models, before, strict=True):
-                self.stats.add(each.role, each.passes - passes, each.decoded - decoded)
+                self.stats.passes[each.role] += each.passes - passes
+                self.stats.decoded[each.role] += each.decoded - decoded
         self.changed += step.changed
         self.stats.steps += 1
         self.stats.proxies_skipped += step.proxies_skipped
@@ -329,9 +323,8 @@ class Generation:
     def _distribution(self) -> MaskedDistribution:
         """The distribution; that of the target alone where expert and base read no reasoning."""
         ensemble, stream = self._ensemble, self._stream
-        if self._options.expert_in_thoughts or not ensemble.proxies:
-            return MaskedDistribution(ensemble.distribution())
-        if stream.in_reasoning or stream.in_gap:
+        reads_all = self._options.expert_in_thoughts or not ensemble.proxies
+        if not reads_all and (stream.in_reasoning or stream.in_gap):
             alone = ensemble.distribution(alone=True)
             token = int(alone.candidates.tokens[np.argmax(alone.logp)])
             # Line ends between reasoning and answer are none of the expert's either.
@@ -361,10 +354,12 @@ class Generation:
         return part, None
 
     def _note_full_context(self) -> None:
-        """Notes which context has the least room."""
         used = self._ensemble.used
         role = min(used, key=lambda each: used[each][1] - used[each][0])
-        self._full = role, min(used[role]), used[role][1]
+        self._full = [
+            f"The context of the {role} is full ({min(used[role]):,} of {used[role][1]:,} tokens), "
+            "so the answer ends here. A larger --ctx-size leaves more room."
+        ]
 
     def _described(
         self,
@@ -394,7 +389,7 @@ class Generation:
             logp=float(here.logp[place]),
             target_logp=float(own.logp[place]),
             target_rank=int(np.count_nonzero(own.logp > own.logp[place])),
-            target_choice=_choice(vocabulary, int(own.tokens[best]), float(own.logp[best])),
+            target_choice=_likeliest(vocabulary, own.tokens[[best]], own.logp[[best]], 1)[0],
             contrast=None if here.proxies_skipped else float(here.contrast[place]),
             top=_likeliest(vocabulary, own.tokens, here.logp, top),
             target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
@@ -414,14 +409,10 @@ def _proxy_choices(ensemble: Ensemble, role: str, top: int) -> tuple[Choice, ...
     proxy = next((each for each in ensemble.proxies if each.cache.role == role), None)
     if proxy is None or not top:
         return ()
-    row = proxy.row
+    row = proxy.row if ensemble.published is None else softmax(proxy.row)
     best = np.argpartition(-row, min(top, len(row) - 1))[:top]
     with np.errstate(divide="ignore"):
         return _likeliest(proxy.cache.model.vocabulary, best, np.log(row[best]), top)
-
-
-def _choice(vocabulary: Vocabulary, token: int, logp: float) -> Choice:
-    return Choice(token, vocabulary.piece(token), logp)
 
 
 def _likeliest(
@@ -430,4 +421,5 @@ def _likeliest(
     if not top:  # sorting every candidate would be most of a step
         return ()
     order = np.argsort(-logp, kind="stable")[:top]
-    return tuple(_choice(vocabulary, int(tokens[i]), float(logp[i])) for i in order)
+    chosen = zip(tokens[order].tolist(), logp[order].tolist(), strict=True)
+    return tuple(Choice(token, vocabulary.piece(token), each) for token, each in chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -329,9 +330,9 @@ def with_arguments(
     for name, value in arguments.items():
         match name:
             case "max_tokens" | "top":
-                own[name] = _whole(name, value)
+                own[name] = _checked(name, value, int, "a whole number")
             case "top_k" | "repeat_window" | "seed":
-                sample[name] = _whole(name, value)
+                sample[name] = _checked(name, value, int, "a whole number")
             case "temperature" | "top_p" | "min_p" | "repeat_penalty":
                 sample[name] = _number(name, value)
             case "plausibility":
@@ -366,29 +367,21 @@ def with_arguments(
 
 
 def _checked(name: str, value: Any, kind: Any, wanted: str) -> Any:
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise _wrong(name, wanted, value)
     return value
 
 
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _wrong(name, "a whole number", value)
-    return value
-
-
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(name, "a number", value)
-    return float(value)
+    return float(_checked(name, value, int | float, "a number"))
 
 
 def _numbers(name: str, values: object, *, one: bool = False) -> tuple[float, ...]:
     """A list of numbers, or where `one` is allowed a single one."""
     if not isinstance(values, Sequence) or isinstance(values, str):
-        if one:
-            return (_number(name, values),)
-        raise _wrong(name, "a list of numbers", values)
+        if not one:
+            raise _wrong(name, "a list of numbers", values)
+        values = (values,)
     return tuple(_number(name, value) for value in values)
 
 
@@ -509,13 +502,8 @@ class DraftStats:
     steps: int = 0
     proxies_skipped: int = 0
     by_source: dict[str, DraftCount] = field(default_factory=dict)
-    passes: dict[str, int] = field(default_factory=dict)
-    decoded: dict[str, int] = field(default_factory=dict)
-
-    def add(self, role: str, passes: int, decoded: int) -> None:
-        """Counts what a model did."""
-        self.passes[role] = self.passes.get(role, 0) + passes
-        self.decoded[role] = self.decoded.get(role, 0) + decoded
+    passes: Counter[str] = field(default_factory=Counter)
+    decoded: Counter[str] = field(default_factory=Counter)
 
     @property
     def drafted(self) -> int:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.alignment import Back, CandidateQuery, View, rests
+from capt_local.alignment import DEPTH, Back, CandidateQuery, rests
 from capt_local.decoding.combine import Candidates, softmax
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import FORGETTING
-from capt_local.decoding.proxy import Proxy, common_length, proxy_logps, queries
+from capt_local.decoding.proxy import Proxy, proxy_logps, queries
 from capt_local.prompting.messages import Prompt
-from capt_local.tokenization import FloatArray, Row, Vocabulary
+from capt_local.tokenization import FloatArray, Row, Vocabulary, common_length
 
 
 class Evidence:
@@ -52,6 +52,11 @@ class Evidence:
         self.seen += 1
 
 
+# Of a text in the tokens of one model: for the byte offset of each token boundary the tokens of the
+# whole prompt before it, and the bytes of the last of them, the last two, ...
+_Marks = dict[int, tuple[int, tuple[bytes, ...]]]
+
+
 @dataclass(frozen=True, slots=True)
 class TextPosition:
     """A position of the user's text at which every model has a token boundary.
@@ -59,7 +64,7 @@ class TextPosition:
     Attributes:
         target: tokens of the target before it.
         proxies: for each proxy the tokens before it, and the bytes of the last of them, the last
-            two, ... as far as the text goes back.
+            two, ... as far as healing looks and the text goes back.
     """
 
     target: int
@@ -80,13 +85,6 @@ class Memory:
         self._setting: object = None
         self._texts: list[list[int]] = []
         self._known: dict[TextPosition, FloatArray] = {}
-
-    def copy(self) -> Memory:
-        """The same, for a text that goes on in another way."""
-        other = Memory()
-        other._setting, other._texts = self._setting, [list(text) for text in self._texts]
-        other._known = dict(self._known)
-        return other
 
     def recall(self, ensemble: Ensemble) -> dict[TextPosition, FloatArray]:
         """The log-probabilities of what came at each position that still stands, shape (m,).
@@ -145,7 +143,14 @@ def _read(
 ) -> list[FloatArray]:
     """What positions show; leaves all models at the whole prompt."""
     contrast, proxies = ensemble.contrast, ensemble.proxies
-    rows = _read_target(ensemble, places)
+    rows: list[tuple[Candidates, Row]] = []
+    cache, tokens = ensemble.leader, ensemble.tokens
+    wanted = sorted({place.target for place in places} | {len(tokens)})
+    for count, row in cache.prefill(tokens, wanted):
+        if count == len(tokens):
+            cache.keep_row(tokens, count, row)
+        else:
+            rows.append((contrast.candidates(row), row))
     asked = [queries(own, proxies) for own, _ in rows]
     said = [
         _read_proxy(each, index, places, [at[id(each.alignment)] for at in asked])
@@ -159,21 +164,7 @@ def _read(
     for number, (place, (own, row)) in enumerate(zip(places, rows, strict=True)):
         logps = proxy_logps(own, proxies, asked[number], [each[number] for each in said])
         here = contrast.combined(own, logps, row, ensemble.weights)
-        found.append(here.gains(ensemble.tokens[place.target]))
-    return found
-
-
-def _read_target(
-    ensemble: Ensemble, places: Sequence[TextPosition]
-) -> list[tuple[Candidates, Row]]:
-    found: list[tuple[Candidates, Row]] = []
-    cache, tokens = ensemble.leader, ensemble.tokens
-    wanted = sorted({place.target for place in places} | {len(tokens)})
-    for count, row in cache.prefill(tokens, wanted):
-        if count == len(tokens):
-            cache.keep_row(tokens, count, row)
-        else:
-            found.append((ensemble.contrast.candidates(row), row))
+        found.append(here.gains(tokens[place.target]))
     return found
 
 
@@ -201,7 +192,7 @@ def _read_proxy(
                 for number, rest in enumerate(parts[count], 1)
             ]
             question = questions[asked[count]]
-            found[asked[count]] = proxy.alignment.probability(question, View(rows[count], back))
+            found[asked[count]] = proxy.alignment.probability(question, rows[count], back)
         if count in last:
             proxy.cache.keep_row(tokens, count, logits)
         rows = {place: row for place, row in rows.items() if place > count - depth}
@@ -210,53 +201,35 @@ def _read_proxy(
 
 def _positions(ensemble: Ensemble, prompts: Mapping[str, Prompt]) -> list[TextPosition]:
     """The last positions of the user's text at which all models have a boundary, in order."""
-    texts = [_user_texts(prompts[each.role], each.model.vocabulary) for each in ensemble.models]
+    turns = [_user_texts(prompts[each.role], each.model.vocabulary) for each in ensemble.models]
     found: list[TextPosition] = []
-    for own, *others in zip(*texts, strict=True):
-        if any(other.text != own.text for other in others):
+    for (own, marks), *others in zip(*turns, strict=True):
+        if any(text != own for text, _ in others):
             continue  # one template folds other text into this turn: no common positions
-        for offset, count in sorted(own.marks.items()):
-            if count > 0 and all(other.marks.get(offset, 0) > 0 for other in others):
-                before = tuple((other.marks[offset], other.rests(offset)) for other in others)
+        for offset, (count, _) in sorted(marks.items()):
+            before = tuple(other[offset] for _, other in others if offset in other)
+            if len(before) == len(others) and count > 0 and all(at > 0 for at, _ in before):
                 found.append(TextPosition(count, before))
     return found[len(found) - min(len(found), ensemble.options.evidence_tokens) :]
 
 
-@dataclass(frozen=True, slots=True)
-class _UserText:
-    """One turn of the user in the tokens of one model, behind `start` tokens of the prompt.
-
-    `marks` has for each byte offset of the text that is a token boundary the tokens of the whole
-    prompt before it.
-    """
-
-    text: bytes
-    marks: dict[int, int]
-    pieces: list[bytes]
-    start: int
-
-    def rests(self, offset: int) -> tuple[bytes, ...]:
-        """Bytes of the token that ends at an offset, of the last two, ...; none where it begins.
-
-        Nothing stands before the first token of all (of a model without BOS), so it is left out.
-        """
-        return tuple(rests(self.pieces[max(1 - self.start, 0) : self.marks[offset] - self.start]))
-
-
-def _user_texts(prompt: Prompt, vocabulary: Vocabulary) -> list[_UserText]:
-    """The turns of the user, with the places where tokens of this model begin."""
-    found: list[_UserText] = []
+def _user_texts(prompt: Prompt, vocabulary: Vocabulary) -> list[tuple[bytes, _Marks]]:
+    """The turns of the user, and where tokens of this model begin in them."""
+    found: list[tuple[bytes, _Marks]] = []
     start = 0
     for segment in prompt.segments:
         if segment.evidence and segment.text is not None:
             pieces = [vocabulary.piece(token) for token in segment.tokens]
             # Spaces that the tokenizer or the template put in front are no part of the text.
             offset = len(segment.text) - sum(map(len, pieces))
-            marks: dict[int, int] = {}
+            # Nothing stands before the first token of all (of a model without BOS).
+            first = max(1 - start, 0)
+            marks: _Marks = {}
             for count, piece in enumerate(pieces):
                 if offset >= 0:
-                    marks[offset] = start + count
+                    last = pieces[max(first, count - DEPTH) : count]
+                    marks[offset] = start + count, tuple(rests(last))
                 offset += len(piece)
-            found.append(_UserText(segment.text, marks, pieces, start))
+            found.append((segment.text, marks))
         start += len(segment.tokens)
     return found

@@ -7,17 +7,16 @@ text that grows in the target's tokens.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from capt_local.alignment import Alignment, Back, CandidateQuery, CanonicalContext, View
-from capt_local.decoding.combine import Candidates, logs, softmax
+from capt_local.alignment import Alignment, Back, CandidateQuery, CanonicalContext
+from capt_local.decoding.combine import Candidates, softmax
 from capt_local.prompting.messages import Prompt
-from capt_local.tokenization import FloatArray, Row, Rows, TextTokenizer, Vocabulary
+from capt_local.tokenization import FloatArray, Row, Rows, TextTokenizer, Vocabulary, common_length
 
 # Rows of a prompt that lie this close together are read in one batch, the ones between them for
 # nothing: a batch more would cost more than a few rows.
@@ -27,14 +26,6 @@ _GAP = 8
 _KEPT_ROWS = 8
 # Of a text without a space the last tokens alone are taken for those that may change.
 _LONGEST_TAIL = 12
-
-
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens at the front are the same."""
-    size = min(len(first), len(second))
-    if first[:size] == second[:size]:
-        return size
-    return next(i for i in range(size) if first[i] != second[i])
 
 
 class LogitsCache:
@@ -93,12 +84,6 @@ class LogitsCache:
         self.model.set_adapter_scales(scales)
         if self.model.adapter_scales != before:
             self.clear()
-
-    def notice_unseen(self) -> None:
-        """Adds the notice that some bytes have no token."""
-        notice = f"The {self.role} has no token for some bytes of the text and does not see them."
-        if notice not in self.notices:
-            self.notices.append(notice)
 
     def prefill(self, tokens: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, Rows]]:
         """Reads a prompt in batches, and its rows on the way.
@@ -205,9 +190,8 @@ class LogitsCache:
 
     def _keep(self, rows: Rows, size: int) -> None:
         """Keeps rows of which the last follows `size` tokens."""
-        made = self._made
         for back, row in enumerate(reversed(rows)):
-            self._rows[size - back] = row if made is None else made(row)
+            self._rows[size - back] = row if self._made is None else self._made(row)
 
     def _decode(
         self, call: Callable[[Sequence[int], int], Rows], tokens: Sequence[int], rows: int
@@ -226,11 +210,8 @@ class LogitsCache:
         return result
 
     def _agree(self) -> None:
-        """Makes the record what the model holds.
-
-        An interrupt between a call to the model and the line that takes it down leaves one of them
-        behind the other.
-        """
+        # An interrupt between a call to the model and the line that takes it down leaves one of
+        # them behind the other.
         known, there = len(self.tokens), self.model.position
         if there < known:
             del self.tokens[there:]
@@ -328,8 +309,10 @@ class Proxy:
             self._context.tokens += [*before, token]
         elif piece:
             self._context.append(piece)
-            if self._context.unseen:
-                self.cache.notice_unseen()
+            role, notices = self.cache.role, self.cache.notices
+            notice = f"The {role} has no token for some bytes of the text and does not see them."
+            if self._context.unseen and notice not in notices:
+                notices.append(notice)
 
     def keeps_tokens(self, text: bytes) -> bool:
         """Whether its tokens so far stay when this text follows.
@@ -340,14 +323,11 @@ class Proxy:
 
     def context(self) -> CanonicalContext:
         """A copy of the tokens of prompt and answer, to go on from or to `restore`."""
-        context = copy.copy(self._context)
-        context.tokens = list(context.tokens)
-        return context
+        return self._context.copy()
 
     def restore(self, saved: CanonicalContext) -> None:
         """Goes back to a text, or to one that began like it."""
-        self._context = copy.copy(saved)
-        self._context.tokens = list(saved.tokens)
+        self._context = saved.copy()
 
     def wanted_rows(self) -> list[int]:
         """After how many tokens rows are needed: after the last pieces that may be healed."""
@@ -356,13 +336,7 @@ class Proxy:
 
     def sync(self) -> None:
         """Brings the model to the text and keeps the rows that `probability` needs."""
-        count = 1 + len(self._context.rests(self.depth))
-        self._rows = self.cache.logits_for(self.tokens, count, self.stable)
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the rows that `probability` needs are there."""
-        return self.cache.has(self.tokens, len(self.wanted_rows()))
+        self._rows = self.cache.logits_for(self.tokens, len(self.wanted_rows()), self.stable)
 
     def read_ahead(self, tokens: Sequence[int], pieces: Sequence[bytes]) -> None:
         """Reads in one batch what the next positions need if these tokens of the target come.
@@ -397,18 +371,14 @@ class Proxy:
             Back(rows[-1 - number], self.tokens[size - number], rest)
             for number, rest in enumerate(self._context.rests(self.depth), start=1)
         ]
-        return self.alignment.probability(query, View(rows[-1], back))
+        return self.alignment.probability(query, rows[-1], back)
 
     @property
     def row(self) -> Row:
-        """Probabilities over the proxy's own vocabulary after the text, shape (vocabulary,)."""
-        row = self.cache.logits_for(self.tokens, 1, self.stable)[0]
-        return row if self._alignment else softmax(row)
+        """What follows the text, over the proxy's own vocabulary, shape (vocabulary,).
 
-    @property
-    def logits(self) -> Row:
-        """The same row as logits, where there is no alignment."""
-        assert self._alignment is None
+        Probabilities, or without an alignment logits.
+        """
         return self.cache.logits_for(self.tokens, 1, self.stable)[0]
 
 
@@ -432,11 +402,18 @@ def proxy_logps(
     asked: Mapping[int, CandidateQuery],
     said: Sequence[FloatArray],
 ) -> FloatArray:
-    """What the proxies say about the candidates, as logarithms, shape (k, n)."""
+    """What k proxies say about the candidates, as logarithms, shape (k, n), from probabilities.
+
+    Where the proxies have no say on a token (a control token of the target), they are taken to say
+    what the target says: its contrast is 0. For the floor that is added see `alignment.FLOOR`.
+    """
     if not proxies:
         return np.empty((0, len(own.tokens)))
+    rows = np.array(said)
+    rows += max(each.alignment.floor for each in proxies)
+    np.log(rows, out=rows)
     aligned = functools.reduce(np.logical_and, (query.aligned for query in asked.values()))
-    return logs(said, aligned, own.logp, max(each.alignment.floor for each in proxies))
+    return rows if aligned.all() else np.where(aligned, rows, own.logp)
 
 
 class Model(Protocol):

@@ -83,11 +83,16 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
         schema = load(utf8(text))
     except NotReadable:
         raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
+    from jsonschema import Draft202012Validator, SchemaError
+
     try:
         kept = _kept(schema, name, schema)
-        _refuse_invalid(kept, name)
+        Draft202012Validator.check_schema(kept)
         structure = Structure(json.dumps(kept, ensure_ascii=False))
         SchemaConstraint(_BYTES, structure.source)
+    except SchemaError as error:
+        place = _place(kept, error.absolute_path)
+        raise UsageError(f"{name} is not a valid JSON schema{place}.") from None
     except _Refused as error:
         raise UsageError(f"{name} {error}.") from None
     except RecursionError:  # of the parser of patterns, or over references to themselves
@@ -95,16 +100,6 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
     except ModelError:  # llguidance gave up; no model is there yet
         raise UsageError(f"{name} refers to itself without an end, or is too large.") from None
     return structure
-
-
-def _refuse_invalid(schema: Any, name: str) -> None:
-    from jsonschema import Draft202012Validator, SchemaError
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        place = _place(schema, error.absolute_path)
-        raise UsageError(f"{name} is not a valid JSON schema{place}.") from None
 
 
 class _Refused(Exception):
@@ -121,7 +116,7 @@ class SchemaConstraint:
     """
 
     def __init__(self, vocabulary: Vocabulary, schema: str, lead: bytes = b"") -> None:
-        from llguidance import LLMatcher, LLParserLimits
+        from llguidance import LLMatcher
 
         if not len(vocabulary.end_ids):
             raise ModelError("The model has no token that ends an answer.")
@@ -134,12 +129,7 @@ class SchemaConstraint:
         # Not only the tokens that llguidance itself would write a prescribed text with.
         options = '%llguidance {"no_forcing": true}'
         lark = f"{options}\nstart: {front}form\nform: %json {json.dumps(inner, ensure_ascii=False)}"
-        self._matcher: LLMatcher = LLMatcher(
-            _tokenizer(vocabulary),
-            LLMatcher.grammar_from_lark(lark),
-            limits=LLParserLimits(verbose_errors=False),
-            log_level=0,
-        )
+        self._matcher = _matcher(vocabulary, LLMatcher.grammar_from_lark(lark))
         self._mask: BoolArray | None = None
         self._complete: bool | None = None
         self._numbers = _NumberLimit(vocabulary)
@@ -272,11 +262,10 @@ def _matches(keyword: str, rule: str, text: str) -> bool:
 
 @lru_cache(64)
 def _automaton(keyword: str, rule: str) -> LLMatcher:
-    from llguidance import LLMatcher, LLParserLimits
+    from llguidance import LLMatcher
 
     form = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", keyword: rule}))
-    limits = LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(_tokenizer(_BYTES), form, limits=limits, log_level=0)
+    matcher = _matcher(_BYTES, form)
     if matcher.is_error():
         raise _Refused
     return matcher
@@ -311,9 +300,7 @@ class _NumberLimit:
         """Which tokens keep to the limit, shape (vocabulary,)."""
         if self._in_string:
             return np.True_
-        leading = _digits(self._vocabulary)
-        kept: BoolArray = leading + self._digits <= self._limit
-        return kept
+        return np.asarray(_digits(self._vocabulary) + self._digits <= self._limit)
 
     def accept(self, piece: bytes) -> None:
         """Goes on."""
@@ -331,8 +318,7 @@ class _NumberLimit:
 
 def _digits(vocabulary: Vocabulary) -> npt.NDArray[np.int16]:
     """How many digits each token begins with; too many for those with a longer number inside."""
-    found = _DIGITS.get(vocabulary)
-    if found is None:
+    if vocabulary not in _DIGITS:
         found = np.zeros(len(vocabulary), np.int16)
         for token, piece in enumerate(vocabulary.pieces()):
             if piece[:1].isdigit():
@@ -340,7 +326,7 @@ def _digits(vocabulary: Vocabulary) -> npt.NDArray[np.int16]:
             if _LONG_NUMBER.search(piece):
                 found[token] = _MOST_DIGITS + 1
         _DIGITS[vocabulary] = found
-    return found
+    return _DIGITS[vocabulary]
 
 
 class _Tokens:
@@ -362,17 +348,15 @@ class _Tokens:
         return []
 
 
-def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
-    """That of a vocabulary, made once."""
-    from llguidance import LLTokenizer
+def _matcher(vocabulary: Vocabulary, grammar: str) -> LLMatcher:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-    found = _TOKENIZERS.get(vocabulary)
-    if found is None:
+    if vocabulary not in _TOKENIZERS:
         tokens: Any = _Tokens(vocabulary)
         ends = vocabulary.end_ids.tolist()
-        found = LLTokenizer(tokens, n_vocab=len(vocabulary), eos_token=ends)
-        _TOKENIZERS[vocabulary] = found
-    return found
+        _TOKENIZERS[vocabulary] = LLTokenizer(tokens, n_vocab=len(vocabulary), eos_token=ends)
+    limits = LLParserLimits(verbose_errors=False)
+    return LLMatcher(_TOKENIZERS[vocabulary], grammar, limits=limits, log_level=0)
 
 
 _MOST_DIGITS, _MOST_IN_EXPONENT = 16, 2

@@ -260,14 +260,15 @@ class Source:
             }
         }
         total = sum(weights.values())
-        hits = sorted((place, key) for key in weights for place in self._of(key))
+        hits = sorted(
+            (place, key)
+            for key in weights
+            for place in (self.keys if key[0].isdigit() else self.places).get(key, [])
+        )
         covered = sum(weights[key] for key in {key for _, key in hits})
         best, at = self._densest(hits, weights)
         score = (0.5 * covered + 0.5 * best + _PRIOR * _PRIOR_WEIGHT) / (total + _PRIOR_WEIGHT)
         return score, at
-
-    def _of(self, key: str) -> list[int]:
-        return self.keys.get(key, []) if key[0].isdigit() else self.places.get(key, [])
 
     def _densest(
         self, hits: Sequence[tuple[int, str]], weights: dict[str, float]

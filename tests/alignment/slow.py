@@ -48,14 +48,15 @@ def slow_parts(
 ) -> Parts:
     """Which part of which piece each wanted event gets."""
     added, one = longer(proxy, start), Fraction(1)
+    pieces = {events.of_piece(key): key for key in events.index.keys}
     parts: Parts = [{} for _ in wanted]
     for token, text in added.items():
-        begun = [e for e in range(1, events.count) if events.piece(e).startswith(text)]
+        begun = [event for event, piece in pieces.items() if piece.startswith(text)]
         weights = {events.first(text): Fraction(1)}
         if begun:
             others = [other for other in added.values() if len(other) > len(text)]
             weights = {
-                event: _ASIDE if any(events.piece(event).startswith(o) for o in others) else one
+                event: _ASIDE if any(pieces[event].startswith(o) for o in others) else one
                 for event in begun
             }
         _give(parts, token, weights, wanted, prior)

@@ -19,7 +19,6 @@ from capt_local.alignment import (
     CanonicalContext,
     Projection,
     TargetEvents,
-    View,
 )
 from capt_local.llama.weights import Weights
 from capt_local.tokenization import TextTokenizer
@@ -80,7 +79,7 @@ def check_pair(target: str, proxy: str) -> None:
         counted[token] = events.first(other.vocabulary.piece(token)) != NO_EVENT
     row = np.where(counted, rng.dirichlet(np.full(len(counted), 0.1)), 0.0)
     row = (row / row.sum()).astype(np.float32)
-    got = made.probability(asked, View(row))
+    got = made.probability(asked, row)
     assert np.isfinite(got).all() and got.min() >= 0.0
     assert got.sum() == pytest.approx(1.0, abs=1e-4)
     lost = np.flatnonzero(other.vocabulary.is_text & ~counted).tolist()
@@ -95,7 +94,7 @@ def check_pair(target: str, proxy: str) -> None:
         if number % 120 == 0:
             last = context.tokens[::-1][: len(behind)]
             back = [Back(row, each, rest) for each, rest in zip(last, behind, strict=True)]
-            healed = made.probability(asked, View(row, back))
+            healed = made.probability(asked, row, back)
             assert np.isfinite(healed).all() and healed.min() >= 0.0
             assert healed.sum() == pytest.approx(1.0, abs=1e-3) or lost
             longer += len(back)
@@ -179,8 +178,8 @@ def test_a_proxy_that_knows_what_comes_gives_its_token_the_credit(target: str, p
             ]
             prior = np.full(len(everything), 1e-9)
             prior[token] = 1.0
-            shown = View(sure_of(proxy, whole[place]), back)
-            got = made.probability(made.query(everything, prior), shown)
+            shown = sure_of(proxy, whole[place]), back
+            got = made.probability(made.query(everything, prior), *shown)
             begins = text.startswith(other.vocabulary.piece(whole[place]))
             assert got[token] > 0.99 or not begins
             assert got.sum() == pytest.approx(1.0)

@@ -8,7 +8,7 @@ import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Message, Runtime
 from capt_local.decoding.options import Speed
-from capt_local.decoding.proxy import common_length
+from capt_local.tokenization import common_length
 from tests.small_trio import SMALL_TRIO
 
 FIRST = "Summarize: the patient is a 54-year-old man with chest pain for 2 days and a cough."

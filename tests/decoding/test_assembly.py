@@ -13,43 +13,27 @@ from tests.fakes import FakeModel, make_vocabulary
 OTHER = make_vocabulary(["car", "ab", " a"])
 KINDS = {"target": (TARGET, 1), "expert": (PROXY, 2), "base": (PROXY, 3)}
 MORE = {"expert-2": (OTHER, 4), "base-2": (OTHER, 5)}
-PLACES = {
-    Method.CAPT: ["target", "expert", "base"],
-    Method.TARGET: ["target"],
-    Method.EXPERT: ["expert"],
-    Method.BASE: ["base"],
-    Method.CAPT_PAPER: ["target", "expert", "base"],
-    Method.UNITE: ["target", "expert"],
-    Method.PROXY_TUNING: ["target", "expert", "base"],
-    Method.CONTRASTIVE: ["expert", "base"],
-}
 
 
-def models(*roles: str, one_vocabulary: bool = False) -> dict[str, FakeModel]:
+def models(*roles: str) -> dict[str, FakeModel]:
     kinds = KINDS | MORE
-    return {
-        role: FakeModel(TARGET if one_vocabulary else kinds[role][0], kinds[role][1])
-        for role in roles or KINDS
-    }
+    return {role: FakeModel(*kinds[role]) for role in roles or KINDS}
 
 
-@pytest.mark.parametrize("method", list(PLACES))
-@pytest.mark.parametrize("scoring", [True, False])
-def test_every_method_has_its_models_in_its_places(method: Method, scoring: bool) -> None:
-    made = assembly(models(one_vocabulary=True)).build(GenerateOptions(method), scoring=scoring)
-    assert [each.role for each in made.models] == PLACES[method]
-    published = method in (
-        Method.CAPT_PAPER,
-        Method.UNITE,
-        Method.PROXY_TUNING,
-        Method.CONTRASTIVE,
-    )
-    assert bool(made.published) == published
-    assert made.mixes == (method is Method.CAPT)
-    made.start(turn(made, b"abc the"))
-    for _ in range(3):
-        here = made.distribution()
-        made.advance(int(here.candidates.tokens[here.logp.argmax()]))
+@pytest.mark.parametrize(
+    ("method", "roles"),
+    [
+        *((Method(role), [role]) for role in KINDS),
+        *((each, ["target", "expert"]) for each in (Method.UNITE, Method.SAFE, Method.DUO)),
+        *((each, list(KINDS)) for each in (Method.CAPT, Method.CAPT_PAPER, Method.PROXY_TUNING)),
+        (Method.EXPERT_LED, ["expert", "target", "base"]),
+        (Method.CONTRASTIVE, ["expert", "base"]),
+    ],
+)
+def test_every_method_has_its_models_and_one_that_leads(method: Method, roles: list[str]) -> None:
+    one = {role: FakeModel(TARGET, seed) for role, (_, seed) in KINDS.items()}
+    made = assembly(one).build(GenerateOptions(method))
+    assert [each.role for each in made.models] == roles
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decoding.baselines import (
-    PaperCapt,
-    Unite,
+    Choices,
     contrastive,
     log_softmax,
+    paper_capt,
     proxy_tuning,
     top,
+    unite,
 )
 from capt_local.decoding.ensemble import Ensemble, read_by
 from capt_local.decoding.options import GenerateOptions, Method
@@ -22,7 +23,7 @@ from tests.decoding.trios import PROXY as PROXY_WORDS
 from tests.decoding.trios import TARGET as TARGET_WORDS
 from tests.decoding.trios import assembly, turn
 from tests.fakes import FakeModel, softmax
-from tests.published_toys import best, lettered, spaced, token_logp
+from tests.published_toys import lettered, spaced, token_logp
 
 # Contrastive decoding and proxy tuning.
 
@@ -70,32 +71,33 @@ EXPERT = PROXY.row({"card": 0.4, " the": 0.2, " i": 0.1, " /": 0.1, " <": 0.02})
 BASE = PROXY.row({"card": 0.1, " the": 0.2, " i": 0.2, " /": 0.05, " <": 0.01}, offset=-7.0)
 
 
-def paper(k: int = 3, alpha: float = 1.0) -> PaperCapt:
-    return PaperCapt(TARGET.strings, PROXY.strings, PROXY.strings, alpha, k)
+def paper(target: np.ndarray, *, alpha: float = 1.0, scoring: bool = False) -> Choices:
+    strings = (TARGET.strings, PROXY.strings, PROXY.strings)
+    return paper_capt(strings, target, EXPERT, BASE, alpha, k=3, scoring=scoring)
 
 
 def test_generating_is_the_softmax_over_the_top_k() -> None:
     target = TARGET.row({"card": 0.5, "iac": 0.25, " the": 0.125})
-    made = paper().generating(target, EXPERT, BASE)
+    made = paper(target)
     # card: 0.5 * 0.4 / 0.1 = 2. iac, scored as " i": 0.25 * 0.1 / 0.2 = 0.125.
     # the: 0.125 * 0.2 / 0.2 = 0.125. Together 2.25.
     assert made.tokens.tolist() == [TARGET.id("card"), TARGET.id("iac"), TARGET.id(" the")]
     assert np.exp(made.logp) == pytest.approx([2 / 2.25, 0.125 / 2.25, 0.125 / 2.25])
     assert token_logp(made, 1, -2.0) == -np.inf
-    made = paper(alpha=0.5).generating(target, EXPERT, BASE)
+    made = paper(target, alpha=0.5)
     # card: 0.5 * 4^0.5 = 1. iac: 0.25 * 0.5^0.5 = 0.17678. the: 0.125. Together 1.30178.
     assert np.exp(made.logp) == pytest.approx(np.array([1.0, 0.17678, 0.125]) / 1.30178, rel=1e-4)
 
 
 def test_scoring_leaves_all_other_tokens_as_the_target_has_them() -> None:
     target = TARGET.row({"card": 0.5, "iac": 0.25, " the": 0.125, "<|end|>": 0.1})
-    made = paper().scoring(target, EXPERT, BASE)
+    made = paper(target, scoring=True)
     # As above, and 0.125 that is not among the three: the sum is 2.25 + 0.125 = 2.375.
     own = log_softmax(target)
     for piece, share in {"card": 2.0, "iac": 0.125, " the": 0.125, "<|end|>": 0.1}.items():
         token = TARGET.id(piece)
         assert token_logp(made, token, own[token]) == pytest.approx(np.log(share / 2.375), abs=1e-5)
-    made = paper(alpha=0.0).scoring(target, EXPERT, BASE)
+    made = paper(target, alpha=0.0, scoring=True)
     assert made.logp == pytest.approx(log_softmax(target)[made.tokens])
     assert made.outside == pytest.approx(0.0, abs=1e-12)
 
@@ -103,25 +105,21 @@ def test_scoring_leaves_all_other_tokens_as_the_target_has_them() -> None:
 def test_a_newline_is_lost_when_slash_n_is_among_the_candidates() -> None:
     """Both have the key "/n"; the less likely token takes the place of the other."""
     target = TARGET.row({"\n": 0.6, "card": 0.2, "/n": 0.1})
-    made = paper().generating(target, EXPERT, BASE)
+    made = paper(target)
     # "/n": 0.1 * 2 = 0.2, in the newline's place. card: 0.2 * 4 = 0.8.
     assert made.tokens.tolist() == [TARGET.id("/n"), TARGET.id("card")]
     assert np.exp(made.logp) == pytest.approx([0.2, 0.8], rel=1e-4)
-    scored = paper().scoring(target, EXPERT, BASE)
+    scored = paper(target, scoring=True)
     # The newline is outside: 0.2 + 0.8 and the other 0.7 of the target make 1.7.
     found = token_logp(scored, TARGET.id("\n"), np.log(0.6))
     assert found == pytest.approx(np.log(0.6 / 1.7), abs=1e-5)
 
 
 def test_there_is_no_plausibility_limit() -> None:
-    """A token at one in a million beats one at 0.99, because the base never met it."""
     target = TARGET.logits({"card": np.log(0.99), "iac": np.log(0.01), " the": np.log(1e-6)})
-    expert = PROXY.row({"card": 0.1, " the": 0.5, " i": 0.1})
-    base = PROXY.row({"card": 0.1, " the": 1e-8, " i": 0.1})
-    # card: 0.99. " the": 1e-6 * 0.5 / 1e-8 = 50. iac: 0.01.
-    made = paper().generating(target, expert, base)
-    assert best(made) == TARGET.id(" the")
-    assert np.exp(made.logp) == pytest.approx([0.99 / 51, 0.01 / 51, 50 / 51], rel=1e-3)
+    made = paper(target)
+    # card: 0.99 * 4. iac: 0.01 * 0.5. the: 1e-6.
+    assert np.exp(made.logp) == pytest.approx(np.array([3.96, 0.005, 1e-6]) / 3.965, rel=1e-3)
 
 
 # UniTE: union of both top k, a softmax each, the mean.
@@ -130,14 +128,13 @@ OTHER = spaced(" ", " the", "card", " i", "ac", " therapy", " thesis")
 C4 = 2 + 0xC4
 
 
-def unite(k: int = 2) -> Unite:
-    return Unite(TARGET.strings, OTHER.strings, k)
+STRINGS = (TARGET.strings, OTHER.strings)
 
 
 def test_the_mean_over_the_union() -> None:
     target = TARGET.logits({"card": 3.0, "iac": 2.0, " the": 1.0, "x": 1.5})
     expert = OTHER.logits({" the": 4.0, "card": 1.0, " i": 0.0, "y": 0.5})
-    made = unite().generating(target, expert)
+    made = unite(STRINGS, target, expert, 2)
     # Union: card, iac (the target's two), " the" (new among the expert's two).
     # Target: softmax(3, 2, 1) = 0.66524, 0.24473, 0.09003.
     # Expert: iac has no piece and gets " i": softmax(1, 0, 4) = 0.04661, 0.01715, 0.93624.
@@ -148,7 +145,8 @@ def test_the_mean_over_the_union() -> None:
 
 def test_scoring_shares_what_the_target_gives_to_the_union() -> None:
     target = TARGET.row({"card": 0.4, "iac": 0.2, " the": 0.1, "x": 0.15})
-    made = unite().scoring(target, OTHER.row({" the": 0.6, "card": 0.2, " i": 0.1}))
+    expert = OTHER.row({" the": 0.6, "card": 0.2, " i": 0.1})
+    made = unite(STRINGS, target, expert, 2, scoring=True)
     # The union has 0.4 + 0.2 + 0.1 = 0.7 of the target.
     # Target: 4/7, 2/7, 1/7. Expert, of 0.2, 0.1, 0.6: 2/9, 1/9, 6/9.
     wanted = {
@@ -168,7 +166,7 @@ def test_a_second_string_with_the_same_first_sub_token_gets_the_logit_0() -> Non
     target = TARGET.logits({"card": 5.0, "iac": 4.0})
     target[C4] = 3.0
     expert = OTHER.logits({" therapy": 9.0, " thesis": 8.0, "card": 1.0, " i": 2.0})
-    made = unite().generating(target, expert)
+    made = unite(STRINGS, target, expert, 2)
     # The target has "Ġtherapy" and "Ġthesis" as the byte C4: the first gets 3, the second 0.
     first, second = np.exp([5.0, 4.0, 3.0, 0.0]), np.exp([1.0, 2.0, 9.0, 8.0])
     wanted = (first / first.sum() + second / second.sum()) / 2
@@ -179,24 +177,15 @@ def test_a_second_string_with_the_same_first_sub_token_gets_the_logit_0() -> Non
     assert np.exp(merged.logp[0]) == pytest.approx(wanted[2] + wanted[3], rel=1e-5)
 
 
-def test_strings_are_compared_one_by_one_not_by_the_token_that_they_emit() -> None:
-    target = TARGET.logits({"card": 1.0, "iac": 0.6})
-    target[C4] = 0.5
-    expert = OTHER.logits({" therapy": 5.0, " thesis": 5.0, "card": 4.9})
-    made = unite().generating(target, expert)
-    # card: (0.378 + 0.311) / 2 = 0.345. therapy: (0.229 + 0.345) / 2 = 0.287. thesis:
-    # (0.139 + 0.345) / 2 = 0.242. The two emit one token, which would have 0.529.
-    assert best(made) == TARGET.id("card") and best(made.merged()) == C4
-    assert np.exp(made.merged().logp.max()) == pytest.approx(0.529, abs=1e-3)
-
-
 def test_a_sentencepiece_target_repeats_the_logit_instead() -> None:
     """With the roles changed " therapy" and " thesis" both have the value of " the"."""
     target = spaced(" ", " the", "card")
     expert = lettered(" therapy", " thesis", "card")
-    made = Unite(target.strings, expert.strings, 2).generating(
+    made = unite(
+        (target.strings, expert.strings),
         target.logits({"card": 2.0, " ": 1.0, " the": 0.5}),
         expert.logits({" therapy": 3.0, " thesis": 2.0, "card": 0.0, " ": 1.0}),
+        2,
     )
     # Target, of card, space and twice " the": softmax(2, 1, 0.5, 0.5).
     # Expert: card, its own byte for the space, therapy, thesis: softmax(0, 1, 3, 2).

@@ -100,9 +100,7 @@ class Speaker(FakeModel):
 def answer(
     said: Sequence[bytes], options: GenerateOptions, *, opened: bool = False
 ) -> tuple[Generation, list, Ensemble]:
-    scaffold = b"<s>" + (b"<think>" if opened else b"")
     tokens = [IDS[b"<s>"]] + ([IDS[b"<think>"]] if opened else [])
-    assert scaffold
     user = Segment(tuple(text_tokenizer(FakeModel(VOCABULARY, 1)).encode(b"ab", start=True)), b"ab")
     trio = make_trio(
         Speaker(said, len(tokens) + len(user.tokens)), FakeModel(PROXY, 2), FakeModel(PROXY, 3),
@@ -163,80 +161,57 @@ def test_before_a_form_only_the_template_opens_thoughts() -> None:
         assert formed.section is (Section.REASONING if opened else Section.ANSWER)
 
 
-def names(*controls: bytes) -> tuple[Vocabulary, dict[bytes, int]]:
-    plain = make_vocabulary(["Yes", "hm", "analysis", "final", "assistant"])
-    made = Vocabulary(
-        [*plain.pieces(), *controls],
-        [*plain.kinds.tolist(), *[TokenKind.CONTROL] * len(controls)],
-        end_ids=[1],
-    )
-    return made, {made.piece(token): token for token in range(len(made))}
+ENDS = [b"<turn|>", b"<|turn>", b"<|fim\x1b|>", b"<|channel|>", b"<|message|>", b"<|end|>",
+        b"<|start|>", b"<think>", b"</think>", b"<response>", b"</response>"]  # fmt: skip
+CHANNEL = [b"<|channel|>", b"analysis", b"<|message|>", b"hm", b"<|end|>"]
+MESSAGE = [b"<|start|>", b"assistant", b"<|channel|>", b"final", b"<|message|>", b"Yes"]
+RESPONSE = [b"<think>", b"hm", b"</think>", b"\n", b"<response>", b"Yes"]
 
 
-def streamed(
-    vocabulary: Vocabulary,
-    ids: dict[bytes, int],
+@pytest.mark.parametrize(
+    ("said", "markers", "ends", "wanted", "count", "notice"),
+    [
+        # What the template writes behind an answer ends it; any other control token too, with a
+        # notice; in channels the end of a message ends the answer alone.
+        ([b"Yes", b"<turn|>", b"<|turn>", b"hm"], None, b"<turn|>", (b"", b"Yes"), 1, ""),
+        ([b"Yes", b"<|fim\x1b|>", b"hm"], None, b"", (b"", b"Yes"), 1, "<|fim?|>"),
+        ([b"Yes", b"<|fim\x1b|>", b"hm"], THINK, b"", (b"", b"Yes"), 1, "<|fim?|>"),
+        ([*CHANNEL, *MESSAGE, b"<|end|>", b"hm"], HARMONY, b"<|end|>", (b"hm", b"Yes"), 11, ""),
+        # A message of somebody else behind the reasoning ends the output.
+        ([*CHANNEL, b"<|start|>", b"<|message|>", b"hm"], HARMONY, b"<|end|>", (b"hm", b""), 6,
+         "no answer followed"),
+        # What closes an answer ends it, as a token and as text.
+        ([*RESPONSE, b"</response>", b"hm"], ANSWER, b"", (b"hm", b"Yes"), 6, ""),
+        ([bytes([byte]) for byte in b"<response>Yes</response>hm"], ANSWER, b"", (b"", b"Yes"), 24,
+         ""),
+        # A marker of reasoning inside an answer is left out.
+        ([b"Yes", b"</think>", b"hm"], THINK, b"", (b"", b"Yeshm"), 3, "</think>"),
+    ],
+)  # fmt: skip
+def test_what_ends_an_answer(
     said: Sequence[bytes],
     markers: ReasoningMarkers | None,
-    ends: Sequence[bytes] = (),
-) -> tuple[list[bytes], int, AnswerStream]:
-    """([reasoning, answer], tokens before the end) of a stream."""
+    ends: bytes,
+    wanted: tuple[bytes, bytes],
+    count: int,
+    notice: str,
+) -> None:
+    plain = make_vocabulary(["Yes", "hm", "analysis", "final", "assistant"])
+    kinds = [*plain.kinds.tolist(), *[TokenKind.CONTROL] * len(ENDS)]
+    vocabulary = Vocabulary([*plain.pieces(), *ENDS], kinds, end_ids=[1])
+    ids = {vocabulary.piece(token): token for token in range(len(vocabulary))}
     parser = None if markers is None else ReasoningParser(markers, opened=False)
-    stream = AnswerStream(vocabulary, (), parser, [ids[piece] for piece in ends])
-    found = [b"", b""]
-    count = 0
+    stream = AnswerStream(vocabulary, (), parser, [ids[ends]] if ends else [])
+    found, read = [b"", b""], 0
     for token in map(ids.__getitem__, said):
         if stream.ends(token) or stream.stopped:
             break
         part = stream.feed(token, vocabulary.text((token,)))
         found[not part.reasoning] += part.text
-        count += 1
+        read += 1
     found[1] += stream.rest()
-    return found, count, stream
-
-
-def test_what_the_template_writes_behind_an_answer_ends_it() -> None:
-    vocabulary, ids = names(b"<turn|>", b"<|turn>")
-    said = [b"Yes", b"<turn|>", b"<|turn>", b"hm"]
-    found, count, stream = streamed(vocabulary, ids, said, None, [b"<turn|>"])
-    assert (found[1], count, stream.notices) == (b"Yes", 1, [])
-
-
-def test_any_other_control_token_ends_the_answer_and_is_told() -> None:
-    vocabulary, ids = names(b"<|fim\x1b|>")
-    for markers in (None, THINK):
-        found, count, stream = streamed(vocabulary, ids, [b"Yes", b"<|fim\x1b|>", b"hm"], markers)
-        assert (found[1], count) == (b"Yes", 1)
-        assert ["<|fim?|>" in notice for notice in stream.notices] == [True]
-
-
-def test_in_channels_the_end_of_a_message_ends_the_answer_alone() -> None:
-    vocabulary, ids = names(b"<|channel|>", b"<|message|>", b"<|end|>", b"<|start|>")
-    opened = [b"<|channel|>", b"analysis", b"<|message|>", b"hm", b"<|end|>"]
-    final = [b"<|start|>", b"assistant", b"<|channel|>", b"final", b"<|message|>", b"Yes"]
-    said = [*opened, *final, b"<|end|>", b"hm"]
-    found, count, stream = streamed(vocabulary, ids, said, HARMONY, [b"<|end|>"])
-    assert (found, count, stream.notices) == ([b"hm", b"Yes"], len(said) - 2, [])
-    # A message of somebody else behind the reasoning ends the output.
-    said = [*opened, b"<|start|>", b"<|message|>", b"hm"]
-    found, count, stream = streamed(vocabulary, ids, said, HARMONY, [b"<|end|>"])
-    assert found == [b"hm", b""]
-
-
-def test_what_closes_an_answer_ends_it_as_a_token_and_as_text() -> None:
-    vocabulary, ids = names(b"<think>", b"</think>", b"<response>", b"</response>")
-    said = [b"<think>", b"hm", b"</think>", b"\n", b"<response>", b"Yes", b"</response>", b"hm"]
-    found, count, stream = streamed(vocabulary, ids, said, ANSWER)
-    assert (found, count, stream.notices) == ([b"hm", b"Yes"], 6, [])
-    text = [bytes([byte]) for byte in b"<response>Yes</response>hm"]
-    found, count, stream = streamed(vocabulary, ids, text, ANSWER)
-    assert found[1] == b"Yes" and stream.stopped
-
-
-def test_a_marker_of_reasoning_inside_an_answer_is_left_out_and_told() -> None:
-    vocabulary, ids = names(b"<think>", b"</think>")
-    found, count, stream = streamed(vocabulary, ids, [b"Yes", b"</think>", b"hm"], THINK)
-    assert (found[1], count, len(stream.notices)) == (b"Yeshm", 3, 1)
+    assert (tuple(found), read) == (wanted, count)
+    assert [notice in each for each in stream.notices] == [True] * bool(notice)
 
 
 def test_proxies_of_the_same_vocabulary_read_what_might_have_begun_a_marker() -> None:

@@ -1,4 +1,4 @@
-"""The made: rows as after a fresh prefill, endings, cancelling, full contexts."""
+"""One answer: rows as after a fresh prefill, endings, cancelling, full contexts."""
 
 from __future__ import annotations
 

@@ -155,21 +155,6 @@ def test_what_was_looked_at_before_it_took_its_place_is_remembered(
         assert len(looked) == 2
 
 
-def test_a_swap_between_look_and_load_is_found(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = trio(folder)
-
-    def look(path: Path, *_more: object) -> dict[Path, str]:
-        other = tiny_gguf(folder / "other", seed=2)
-        os.replace(other, path)
-        return {}
-
-    monkeypatch.setattr(probe_module, "look", look)
-    with pytest.raises(ModelError, match="changed between its check and its loading"):
-        Runtime.open(bundle, load=LOAD, roles=["target"])
-
-
 def test_ctrl_c_stops_the_look(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_module, "_PROGRAM", "import time; time.sleep(60)")
 
@@ -182,8 +167,12 @@ def test_ctrl_c_stops_the_look(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert time.monotonic() - started < 20
 
 
-@pytest.mark.parametrize("verb", [["models", "show"], ["doctor", "-m"]], ids=lambda verb: verb[0])
-def test_a_swap_is_found_by_what_reads_vocabularies_too(
+@pytest.mark.parametrize(
+    "verb",
+    [["generate", "-p", "x", "--method", "target", "-m"], ["models", "show"], ["doctor", "-m"]],
+    ids=lambda verb: verb[0],
+)
+def test_a_swap_between_look_and_load_is_found(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -27,7 +27,7 @@ from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import FinishReason, Speed, Step
 from capt_local.errors import Cancelled
 from capt_local.rerank import best_of
-from tests.decoding.answers import eager
+from tests.decoding.answers import eager, nothing_is_left_of_drafts
 from tests.tiny_models import tiny_gguf
 
 # Repeats itself, as notes and their summaries do.
@@ -47,17 +47,8 @@ def answered(
 ) -> tuple[Generation, list[Step]]:
     generation = runtime.generate(prompt, options, speed=speed, raw=raw)
     steps = list(generation)
-    at_one_text(generation)
+    nothing_is_left_of_drafts(generation._ensemble)
     return generation, steps
-
-
-def at_one_text(generation: Generation) -> None:
-    """No draft is left in a KV cache."""
-    ensemble = generation._ensemble
-    texts = [ensemble.tokens, *(proxy.tokens for proxy in ensemble.proxies)]
-    for cache, text in zip(ensemble.models, texts, strict=True):
-        assert cache.model.position == len(cache.tokens)
-        assert cache.tokens == text[: len(cache.tokens)]
 
 
 def bits(steps: list[Step]) -> list[tuple[int, float, float]]:
@@ -178,7 +169,7 @@ def test_cancelled_in_the_middle_of_a_draft_all_models_stand_at_one_text(
                     written = "".join(step.piece for step in begun)
                 assert left <= 0 and begun.finish is FinishReason.INTERRUPTED
                 assert plain.text.startswith(written) and written != plain.text
-                at_one_text(begun)
+                nothing_is_left_of_drafts(begun._ensemble)
                 assert answered(small, COPY, Speed.EXACT_STEPS)[0].text == plain.text
 
 
@@ -191,13 +182,10 @@ def test_cancelled_in_the_prompt_there_is_no_answer(small: Runtime) -> None:
 def test_models_that_cannot_go_back_write_the_same_without_drafts(
     tmp_path: Path, recurrent: tuple[str, ...]
 ) -> None:
+    kinds = dict.fromkeys(("target", "expert", "base"), "llama") | dict.fromkeys(recurrent, "mamba")
     paths = [
-        tiny_gguf(
-            tmp_path / f"{role}.gguf",
-            seed=seed,
-            architecture="mamba" if role in recurrent else "llama",
-        )
-        for seed, role in enumerate(("target", "expert", "base"))
+        tiny_gguf(tmp_path / f"{role}.gguf", seed=seed, architecture=kind)
+        for seed, (role, kind) in enumerate(kinds.items())
     ]
     options = dataclasses.replace(OPTIONS, max_tokens=12)
     load = LoadOptions(threads=1, context=256)
