@@ -102,7 +102,12 @@ def _look(
 ) -> None:
     """Looks into a model and adapters on it, unless they are known; completes the stamps."""
     for one in (path, *adapters):
-        stamps.setdefault(one, _stamp(one))
+        try:
+            stamps.setdefault(one, stamp_of(os.stat(one)))
+        except FileNotFoundError:
+            raise ModelError(f"{one.name}: there is no such model file.") from None
+        except OSError as error:
+            raise ModelError(f"{one.name} cannot be read: {error.strerror}.") from None
     # What is remembered of a model, and of adapters on that model, with this llama.cpp.
     marks = {
         one: hashlib.sha256(
@@ -119,15 +124,6 @@ def _look(
         stamps[one] = stamps[one].with_digest(digest)
     for one, mark in marks.items():
         known.store(one, stamps[one], mark, _ABOUT)
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        return stamp_of(os.stat(path))
-    except FileNotFoundError:
-        raise ModelError(f"{path.name}: there is no such model file.") from None
-    except OSError as error:
-        raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
 
 
 def check_tokenizers(models: Iterable[ModelFile]) -> None:

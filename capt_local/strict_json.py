@@ -16,7 +16,7 @@ from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import msgspec
 
@@ -154,6 +154,12 @@ def read_regular(path: Path, most: int) -> bytes:
         return stream.read(most)
 
 
+def others_may_write(found: os.stat_result) -> bool:
+    """Whether another account than this one and root may write a file of that status."""
+    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return bool(shared) or found.st_uid not in (os.geteuid(), 0)
+
+
 def make_private_folder(folder: Path) -> None:
     """Makes a folder and those above it that are missing, each with mode 0700 despite the umask."""
     missing = []
@@ -234,6 +240,37 @@ def _inside(value: object) -> list[object]:
     if isinstance(value, dict):
         return list(value.values()) or [None]
     return (value or [None]) if isinstance(value, list) else []
+
+
+def parse_toml(data: bytes, largest: int, what: str) -> dict[str, Any]:
+    """TOML without control characters in its texts, which go to terminals and reports.
+
+    Raises:
+        NotReadable: it is too large, or no such TOML.
+    """
+    if len(data) > largest:
+        raise NotReadable(f"larger than {largest >> 10} KiB; this is not {what}")
+    import tomllib  # every verb imports this file, and few read TOML
+
+    try:
+        found = tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number without end
+        line = f" ({error})" if isinstance(error, tomllib.TOMLDecodeError) else ""
+        raise NotReadable(f"not valid TOML{line}; this is not {what}") from None
+    _refuse_control_characters(found)
+    return found
+
+
+def _refuse_control_characters(value: object, place: str = "") -> None:
+    if isinstance(value, str) and _CONTROL.search(value):
+        raise NotReadable(f"{place or 'a text'} holds control characters")
+    if isinstance(value, dict):
+        for key, each in value.items():
+            plain = key if _PLAIN_KEY.fullmatch(key) else "a key with odd characters"
+            _refuse_control_characters(each, f"{place}.{plain}" if place else plain)
+    elif isinstance(value, list):
+        for each in value:
+            _refuse_control_characters(each, place)
 
 
 def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -348,6 +385,7 @@ def _reworded(message: str, place: str) -> str:
 
 
 _FORMS: dict[str, str] = {}
+_CONTROL = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KINDS = {
     "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false",

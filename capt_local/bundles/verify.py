@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import stat
 import threading
 import time
@@ -26,15 +25,17 @@ from typing import BinaryIO, Protocol
 
 from platformdirs import user_state_dir
 
-from capt_local.bundles.manifest import AttachedFile, Bundle, ModelFile
+from capt_local.bundles.manifest import AttachedFile, Bundle, Digest, ModelFile
 from capt_local.bundles.store import is_installed
 from capt_local.errors import ModelError
 from capt_local.line_file import put
 from capt_local.strict_json import (
     NotReadable,
     Stamp,
+    convert,
     make_private_folder,
     open_regular,
+    others_may_write,
     parse_object,
     read_regular,
     stamp_of,
@@ -90,12 +91,13 @@ def verify(
     if check is Check.NEVER:
         return Verification()
     cached = check is Check.CACHED and not bundle.read_digests and is_installed(bundle)
-    digests = _Digests(DigestCache() if cached else None)
+    done, cache = Verification(), DigestCache() if cached else None
     for what, file in bundle.files:
-        digests.check(what, file, progress and partial(progress, what))
+        if file.sha256 is not None:
+            _check(what, file, done, cache, progress and partial(progress, what))
         if isinstance(file, ModelFile) and file.template_file is not None:
             read_template(file)
-    return digests.done
+    return done
 
 
 def file_digest(path: Path) -> str:
@@ -110,8 +112,7 @@ def file_digest(path: Path) -> str:
 class Readable(Protocol):
     """A file, or a member of an archive."""
 
-    def read(self, count: int, /) -> bytes:
-        """The next bytes."""
+    def read(self, count: int, /) -> bytes: ...
 
 
 def hashed(
@@ -177,52 +178,42 @@ def check_template(model: ModelFile, template: bytes) -> None:
         )
 
 
-class _Digests:
-    """Digests and stamps of the files of one check, each read once."""
-
-    def __init__(self, cache: DigestCache | None) -> None:
-        self._cache = cache
-        self.done = Verification()
-
-    def check(self, what: str, file: AttachedFile, report: Callable[[float], None] | None) -> None:
-        """Compares size and digest of a file with those of the manifest, if it has some."""
-        if file.sha256 is None:
-            return
-        what += " model" if isinstance(file, ModelFile) else ""
-        known = self.done.stamps.get(file.path)
-        try:
-            stamp = known or self._read(what, file, report)
-        except OSError as error:
-            raise _other(what, file.path, error.strerror or "it is unreadable") from None
+def _check(
+    what: str,
+    file: AttachedFile,
+    done: Verification,
+    cache: DigestCache | None,
+    report: Callable[[float], None] | None,
+) -> None:
+    """Compares size and digest of a file with those of the manifest; each file is read once."""
+    path, problem = file.path, ""
+    what += " model" if isinstance(file, ModelFile) else ""
+    stamp = done.stamps.get(path)
+    try:
+        if stamp is None:
+            with open_regular(path) as stream:
+                stamp = stamp_of(os.fstat(stream.fileno()))
+                if stamp[2] == file.size:
+                    digest = cache.find(path, stamp) if cache else None
+                    done.how[path] = Verified.CACHED if digest else Verified.READ
+                    if digest is None:
+                        digest = hashed(stream, file.size, report)
+                        if stamp_of(os.fstat(stream.fileno())) != stamp:
+                            raise ModelError(f"The {what} {path.name} changed while it was read.")
+                        if cache and digest == file.sha256:
+                            cache.store(path, stamp, digest)
+                    stamp = done.stamps[path] = stamp.with_digest(digest)
         if stamp[2] != file.size:
-            raise _other(what, file.path, f"it has {stamp[2]} bytes instead of {file.size}")
-        if stamp.sha256 != file.sha256:
-            raise _other(what, file.path, "its SHA-256 differs")
-
-    def _read(self, what: str, file: AttachedFile, report: Callable[[float], None] | None) -> Stamp:
-        """The stamp of a file, with its digest if it has the right size."""
-        path = file.path
-        with open_regular(path) as stream:
-            stamp = stamp_of(os.fstat(stream.fileno()))
-            if stamp[2] != file.size:
-                return stamp
-            digest = self._cache.find(path, stamp) if self._cache else None
-            self.done.how[path] = Verified.CACHED if digest else Verified.READ
-            if digest is None:
-                digest = hashed(stream, file.size, report)
-                if stamp_of(os.fstat(stream.fileno())) != stamp:
-                    raise ModelError(f"The {what} {path.name} changed while it was read.")
-                if self._cache and digest == file.sha256:
-                    self._cache.store(path, stamp, digest)
-        self.done.stamps[path] = stamp.with_digest(digest)
-        return self.done.stamps[path]
-
-
-def _other(what: str, path: Path, why: str) -> ModelError:
-    return ModelError(
-        f"The {what} {path.name} is not the file that the bundle names: {why}. "
-        "Get the bundle again from its source."
-    )
+            problem = f"it has {stamp[2]} bytes instead of {file.size}"
+        elif stamp.sha256 != file.sha256:
+            problem = "its SHA-256 differs"
+    except OSError as error:
+        problem = error.strerror or "it is unreadable"
+    if problem:
+        raise ModelError(
+            f"The {what} {path.name} is not the file that the bundle names: {problem}. "
+            "Get the bundle again from its source."
+        )
 
 
 class LateDigests:
@@ -236,7 +227,6 @@ class LateDigests:
         files: Iterable[AttachedFile],
         stamps: Mapping[Path, Stamp] | None = None,
     ) -> None:
-        """Starts the thread, if there is anything to read."""
         self._stamps = dict(stamps or {})
         self._digests: dict[Path, str | None] = {}
         wanted = [file.path for file in files if file.sha256 is None]
@@ -273,7 +263,6 @@ _FILE = "digests.json"
 _MOST = 256  # entries; the oldest go first
 _LARGEST = 1 << 20
 _SETTLED = 2_000_000_000  # ns: a file that was changed just now may change again unnoticed
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ANY_OTHER = stat.S_IRWXG | stat.S_IRWXO
 
@@ -287,7 +276,6 @@ class DigestCache:
     """Digests by file; read once, written when one is added."""
 
     def __init__(self) -> None:
-        """Reads the file if it is to be trusted."""
         self._place = state_folder() / _FILE
         self._entries = self._read()
 
@@ -309,7 +297,10 @@ class DigestCache:
         entries[key] = digest
         self._entries = dict(list(entries.items())[-_MOST:])
         with contextlib.suppress(OSError):
-            self._write()
+            make_private_folder(self._place.parent)
+            if _ours(os.lstat(self._place.parent), _OTHERS_WRITE):
+                # Of two processes that write at once, one may leave a torn file: that is as none.
+                put(self._place, json.dumps(self._entries).encode())
 
     def _read(self) -> dict[str, str]:
         with contextlib.suppress(OSError, NotReadable, ValueError):
@@ -319,34 +310,20 @@ class DigestCache:
             with open(os.open(self._place, flags), "rb") as file:
                 found = os.fstat(file.fileno())
                 if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and _ours(found, _ANY_OTHER):
-                    entries = parse_object(file.read(_LARGEST))
-                    return {
-                        key: value
-                        for key, value in entries.items()
-                        if isinstance(value, str) and _DIGEST.fullmatch(value)
-                    }
+                    return convert(parse_object(file.read(_LARGEST)), dict[str, Digest])
         return {}
-
-    def _write(self) -> None:
-        make_private_folder(self._place.parent)
-        if _ours(os.lstat(self._place.parent), _OTHERS_WRITE):
-            # Two processes may write at once, each a file of its own.
-            part = self._place.with_name(f"{self._place.name}.{os.getpid()}")
-            put(part, json.dumps(self._entries).encode())
-            os.replace(part, self._place)
 
 
 def is_private(path: Path) -> bool:
     """Whether nobody but this user and root may change a file, or put another in its place."""
     with contextlib.suppress(OSError):
         real = path.resolve()
-        return all(_ours(os.lstat(one), _OTHERS_WRITE, root=True) for one in (real, real.parent))
+        return not any(others_may_write(os.lstat(one)) for one in (real, real.parent))
     return False
 
 
-def _ours(found: os.stat_result, forbidden: int, *, root: bool = False) -> bool:
-    owners = {os.geteuid(), 0} if root else {os.geteuid()}
-    return found.st_uid in owners and not found.st_mode & forbidden
+def _ours(found: os.stat_result, forbidden: int) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & forbidden
 
 
 def _key(path: Path, stamp: Stamp, about: str) -> str:

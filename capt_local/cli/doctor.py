@@ -149,6 +149,7 @@ class Diagnosis:
 
     def _backend(self) -> Facts:
         """Devices, and whether each of them computes correctly."""
+        from capt_local.llama.devices import device_computes
         from capt_local.llama.library import library
 
         build = library().build_info()
@@ -159,7 +160,7 @@ class Diagnosis:
         for index, device in enumerate(build.devices):
             there = f", {_mib(device.free)} of {_mib(device.total)} free"
             free = there if device.total else ""
-            right = library().computes(index)
+            right = device_computes(library().function, index)
             facts[device.name] = f"{device.kind}: {device.description}{free}"
             facts[f"{device.name} computes correctly"] = right
             if device.total:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from capt_local.errors import CaptError, MemoryShortage
-from capt_local.llama.context import Context, Rows, can_rewind, cells_of_lane
+from capt_local.llama.context import Context, Rows, cells_of_lane, is_recurrent
 from capt_local.llama.devices import Kernels
 from capt_local.llama.library import library
 from capt_local.llama.model import LlamaModel, RunningSequence, are_finite
@@ -52,12 +52,9 @@ class Lane(RunningSequence):
 
     def __init__(self, owner: Lanes, context: Context, number: int, scratch: int | None) -> None:
         super().__init__(owner, context, number, scratch)
+        self.batch_floor = owner.batch_floor
         self._kept: Rows = np.empty((1, len(self.vocabulary)), np.float32)
         self.rows = self._kept[:0]
-
-    @property
-    def batch_floor(self) -> int:
-        return self._owner.batch_floor
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
         self._context.scale_adapters(self.adapter_scales)
@@ -103,7 +100,6 @@ class Lanes:
         batch_floor: of the model that has one running sequence.
 
     Attributes:
-        name, weights, options, batch_floor: as given.
         slots: the models, one a lane.
         max_tokens_together: so many tokens of a lane go along with those of others.
         chunk: so many tokens of a long text go into one batch.
@@ -133,30 +129,23 @@ class Lanes:
         try:
             # A memory that cannot forget is read ahead on a copy (`peek`), and takes no token that
             # nobody asked for.
-            self._fills = can_rewind(library().api, weights, options)
-            scratch = None if self._fills else count
+            self.can_rewind = not is_recurrent(library().api, weights)
+            scratch = None if self.can_rewind else count
             self._context = Context(weights, options, lanes=count + (scratch is not None))
         except BaseException:
             weights.close()
             raise
+        self.limit = self._context.limit
         self._batch = self._context.batch
         self.chunk = self._context.chunk
         self.slots = [Lane(self, self._context, number, scratch) for number in range(count)]
         self._kernels = weights.metadata.kernels
         try:
-            if self._fills:
+            if self.can_rewind:
                 self._choose_sizes()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def limit(self) -> int:
-        return self._context.limit
-
-    @property
-    def can_rewind(self) -> bool:
-        return self._context.can_rewind
 
     def run(self, parts: Sequence[tuple[Lane, Sequence[int], int]]) -> list[Rows | CaptError]:
         """Appends tokens to lanes, one token of each at a time.
@@ -242,19 +231,18 @@ class Lanes:
                 return [error]
             return [self._attempt([part])[0] for part in parts]
         self.decoded += sum(len(part.tokens) for part in parts)
-        return [self._judged(part, at) for part, at in zip(parts, starts, strict=True)]
-
-    def _judged(self, part: Part, start: int) -> Rows | CaptError:
-        """The rows of a part, if they are numbers; else its lane is what it was before."""
-        lane = part.lane
-        if not part.rows or are_finite(lane.rows):
-            return lane.rows
-        lane.cut(start)
-        return lane.not_finite()
+        found: list[Rows | CaptError] = []
+        for part, start in zip(parts, starts, strict=True):
+            if part.rows and not are_finite(part.lane.rows):
+                part.lane.cut(start)
+                found.append(part.lane.not_finite())
+            else:
+                found.append(part.lane.rows)
+        return found
 
     def _spans(self, numbers: Sequence[int]) -> Sequence[tuple[int, int]]:
         """The lanes of each batch, neighbours all: llama.cpp computes no others together."""
-        if not self._fills:
+        if not self.can_rewind:
             return [(number, number + 1) for number in numbers]
         return spans(tuple(numbers), len(self.slots), self.sizes, self._kernels)
 
@@ -265,7 +253,7 @@ class Lanes:
         tokens = [_PAD if part is None else part.tokens[at] for part in parts]
         wanted = [part is not None and at >= len(part.tokens) - part.rows for part in parts]
         asked = list(wanted)
-        if any(wanted) and self._fills:
+        if any(wanted) and self.can_rewind:
             # The last layer is computed for the rows alone, and their number is a size, too.
             others = [place for place, row in enumerate(wanted) if not row]
             size = next(size for size in (*self.sizes, len(lanes)) if size >= sum(wanted))
@@ -300,7 +288,8 @@ class Lanes:
         for lane in self.slots[1:]:
             self.share(first, lane, _CELLS)
         classes: dict[bytes, list[int]] = {}
-        for size in tried_sizes(count):
+        steps = {1, 2, *range(4, min(count, 8), 2), *range(8, count, 4), count}
+        for size in sorted(size for size in steps if size <= count):
             self.sizes = (size,)
             lanes, found = self.slots[:size], [b""] * size
             for at in range(_TRIED):
@@ -346,7 +335,11 @@ def open_lanes(models: Mapping[str, LlamaModel], count: int) -> dict[str, Lanes]
 
 
 def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
-    needed = {role: _lane(model) for role, model in models.items()}
+    needed = {}  # by the first lane of a model; more of them take its KV cache again
+    for role, model in models.items():
+        cells = cells_of_lane(model.weights, model.options)
+        found = estimate(model.weights.header, replace(model.options, context=cells))
+        needed[role] = replace(found, weights=0, movable=(0,) * found.layers, adapters=0)
     beside = [one.beside_gpu(models[role].metadata.gpu_layers) for role, one in needed.items()]
     most = min(count, _fitting(beside, available_memory()))
     for device in library().devices():
@@ -367,23 +360,10 @@ def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
     )
 
 
-def _lane(model: LlamaModel) -> MemoryEstimate:
-    """What the first lane of a model takes; more of them take its KV cache again."""
-    cells = cells_of_lane(model.weights, model.options)
-    found = estimate(model.weights.header, replace(model.options, context=cells))
-    return replace(found, weights=0, movable=(0,) * found.layers, adapters=0)
-
-
 def _fitting(needed: list[MemoryEstimate], free: int) -> int:
     """How many lanes fit beside the buffers."""
     each = sum(one.kv_cache for one in needed)
     return int(max(0, free - sum(one.buffers for one in needed)) // max(each, 1))
-
-
-def tried_sizes(count: int) -> list[int]:
-    """The sizes of batches that are used for so many lanes, if they compute alike."""
-    steps = {1, 2, *range(4, min(count, 8), 2), *range(8, count, 4), count}
-    return sorted(size for size in steps if size <= count)
 
 
 @lru_cache(maxsize=4096)
@@ -431,10 +411,8 @@ def best_sizes(classes: Iterable[tuple[int, ...]], count: int, kernels: Kernels)
     def price(sizes: tuple[int, ...]) -> float:
         return sum(cost_of(lanes, count, sizes, kernels) for lanes in (tuple(range(count)), (0,)))
 
-    return min((sizes for sizes in classes if _covers(sizes, count, kernels)), key=price)
+    def covers(sizes: tuple[int, ...]) -> bool:
+        held = spans(tuple(range(count)), count, sizes, kernels)
+        return sum(stop - first for first, stop in held) == count
 
-
-def _covers(sizes: tuple[int, ...], count: int, kernels: Kernels) -> bool:
-    """Whether every lane finds a place in some range beside those of all others."""
-    held = spans(tuple(range(count)), count, sizes, kernels)
-    return sum(stop - first for first, stop in held) == count
+    return min(filter(covers, classes), key=price)

@@ -136,11 +136,8 @@ class Context:
         self.limit = self._usable(weights, options)
         told = (note for one in self._adapters for note in one.notes)
         self.notes = (*notes(weights, options, self.limit), *told)
-        self._window = int(api.llama_model_n_swa(weights.handle))
         self._width = len(weights.vocabulary)
-        self.can_rewind = can_rewind(api, weights, options)
-        # The output buffer of other models is allocated in full at once and never moves.
-        self._moves = is_recurrent(api, weights)
+        self.can_rewind = not is_recurrent(api, weights)
         self.seconds = 0.0
         self.calls = 0
         self._views: dict[tuple[int, int], Rows] = {}
@@ -162,7 +159,7 @@ class Context:
         parameters.flash_attn_type = _FLASH[options.flash(on_gpu)]
         parameters.type_k = parameters.type_v = GGML_TYPES[options.kv_type]
         parameters.no_perf = True
-        parameters.swa_full = options.whole_window
+        parameters.swa_full = True  # a sliding window keeps its whole context, to be rewound
         parameters.kv_unified = not self._apart  # a copy shares the cells of what it is copied from
         self._library.forget_errors()
         address = api.llama_init_from_model(weights.handle, parameters)
@@ -186,7 +183,6 @@ class Context:
         )
         self._copy = function("llama_memory_seq_cp", None, address, *(number,) * 4)
         self._clear = function("llama_memory_clear", None, address, ctypes.c_bool)
-        self._earliest = function("llama_memory_seq_pos_min", number, address, number)
 
     def decode(self) -> None:
         """Computes the batch; where it fails, part of it may have been added to the memory.
@@ -227,8 +223,13 @@ class Context:
         key = (address, count)
         view = self._views.get(key)
         if view is None:
-            view = self._views[key] = self._view(address, count)
-        return view.copy() if self._moves else view
+            if not address:
+                raise ModelError(f"{self._name}: llama.cpp returned no logits.")
+            memory = (ctypes.c_float * (count * self._width)).from_address(address)
+            view = np.ctypeslib.as_array(memory).reshape(count, self._width)
+            self._views[key] = view
+        # The output buffer of a recurrent model may move; that of others is allocated in full.
+        return view if self.can_rewind else view.copy()
 
     def copy_sequence(self, number: int, length: int = -1, source: int = _RUNNING) -> None:
         """Gives the sequence `number` the first tokens of another; -1: all, as lanes must."""
@@ -244,11 +245,7 @@ class Context:
             False where this memory cannot forget a part: then all of it has been dropped.
         """
         if length > 0 and self._remove(self._memory, number, length, -1):
-            # A sliding window may already have let go of tokens that come into sight again, or of
-            # all that is left (-1).
-            earliest = self._earliest(self._memory, number)
-            if not self._window or 0 <= earliest <= max(0, length - self._window):
-                return True
+            return True
         if self._apart:
             self.drop_sequence(number)
         else:
@@ -289,12 +286,6 @@ class Context:
         self.open = False
         self._views.clear()
         self._library.api.llama_free(self._address)
-
-    def _view(self, address: int | None, count: int) -> Rows:
-        if not address:
-            raise ModelError(f"{self._name}: llama.cpp returned no logits.")
-        memory = (ctypes.c_float * (count * self._width)).from_address(address)
-        return np.ctypeslib.as_array(memory).reshape(count, self._width)
 
     def _failure(self, code: int) -> CaptError:
         if code == _NO_SLOT:
@@ -347,12 +338,6 @@ def is_recurrent(api: Any, weights: Weights) -> bool:
     """Whether the model keeps a state (also beside a KV cache) that cannot be cut back."""
     handle = weights.handle
     return bool(api.llama_model_is_recurrent(handle) or api.llama_model_is_hybrid(handle))
-
-
-def can_rewind(api: Any, weights: Weights, options: LoadOptions) -> bool:
-    """Whether the memory can forget the end of a sequence: no state, and no window cut short."""
-    windowed = bool(api.llama_model_n_swa(weights.handle)) and not options.whole_window
-    return not (windowed or is_recurrent(api, weights))
 
 
 def cells_of_lane(weights: Weights, options: LoadOptions) -> int:

@@ -28,7 +28,6 @@ from capt_local.llama.devices import (
     DEVICE_KINDS,
     Device,
     DeviceProperties,
-    device_computes,
     leave_out_crashing,
 )
 from capt_local.llama.resources import busy_cores, limit_spinning
@@ -68,7 +67,7 @@ class Library:
         self._last_words = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._aborted)
         self.function("ggml_set_abort_callback", ctypes.c_void_p, ctypes.c_void_p)(self._last_words)
         self.api.llama_backend_init()
-        self._formats = leave_out_crashing(self.function, Path(self.api._lib._name).parent)
+        self.formats = leave_out_crashing(self.function, Path(self.api._lib._name).parent)
 
     def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A C function of llama.cpp, or of ggml, with a prototype apart from the binding's."""
@@ -76,11 +75,6 @@ class Library:
         found.restype = result
         found.argtypes = list(arguments)
         return found
-
-    @property
-    def tiles(self) -> bool:
-        """Whether a CPU computes batches of quantized weights in tiles (AMX)."""
-        return self._formats.tiles
 
     def forget_errors(self) -> None:
         """Drops what was logged, so that `last_error` speaks of what comes."""
@@ -111,7 +105,7 @@ class Library:
             llama_cpp=_text(api.llama_version()),
             gpu_offload=bool(api.llama_supports_gpu_offload()),
             system_info=_text(api.llama_print_system_info()).strip(),
-            left_out=self._formats.left_out,
+            left_out=self.formats.left_out,
             devices=self.devices(),
         )
 
@@ -135,10 +129,6 @@ class Library:
                 )
             )
         return tuple(found)
-
-    def computes(self, device: int) -> bool:
-        """Whether the device at a place of `devices` multiplies two small matrices rightly."""
-        return device_computes(self.function, device)
 
     def _log(self, level: int, text: bytes, _data: object) -> None:
         try:
@@ -236,7 +226,6 @@ class DeferredInterrupts:
         self._frame: FrameType | None = None
 
     def __enter__(self) -> Self:
-        """Replaces the handler, in the main thread (the only one that is interrupted)."""
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.getsignal(signal.SIGINT)
             if callable(self._handler):
@@ -244,7 +233,6 @@ class DeferredInterrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Puts the handler back and calls it if an interrupt came."""
         handler, frame = self._handler, self._frame
         self._handler = self._frame = None
         if callable(handler):

@@ -213,7 +213,7 @@ class PlainLlama(Closing):
                 type_k=GGML_TYPES[options.kv_type],
                 type_v=GGML_TYPES[options.kv_type],
                 flash_attn=options.flash(on_gpu > 0) != "off",
-                use_mmap=options.map_file,
+                use_mmap=False,
                 verbose=False,
             )
         except (ValueError, RuntimeError):  # its message names the file

@@ -6,7 +6,6 @@ method promises. Behind it stands the encoder of a scorer, in llama.cpp's embedd
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable, Sequence
 from math import isfinite
@@ -21,14 +20,13 @@ from capt_local.errors import (
     MemoryShortage,
     ModelError,
     NumericalError,
-    UsageError,
 )
 from capt_local.llama.context import Batch, Context, Rows
-from capt_local.llama.gguf_header import Header, read_header
+from capt_local.llama.gguf_header import read_header
 from capt_local.llama.library import Closing, DeferredInterrupts, library
 from capt_local.llama.options import LoadOptions, scales_of
 from capt_local.llama.resources import available_memory
-from capt_local.llama.weights import LockedFile, Metadata, Progress, Weights, check_values
+from capt_local.llama.weights import Metadata, Progress, Weights
 from capt_local.strict_json import Stamp
 from capt_local.tokenization import Vocabulary
 
@@ -62,6 +60,12 @@ class RunningSequence:
         self, owner: ContextOwner, context: Context, number: int, scratch: int | None
     ) -> None:
         self.weights = owner.weights
+        self.vocabulary: Vocabulary = owner.weights.vocabulary
+        self.metadata: Metadata = owner.weights.metadata
+        self.size = self.metadata.size
+        self.context_limit = context.limit
+        self.max_rows = owner.options.max_rows
+        self.can_rewind = context.can_rewind
         self.number = number
         self.position = 0
         self.adapter_scales = scales_of(owner.name, owner.options, None)
@@ -69,31 +73,7 @@ class RunningSequence:
         self._context = context
         self._batch = context.batch
         self._scratch = scratch  # the sequence of `peek`; None where nothing is copied
-        self._none: Rows = np.empty((0, len(owner.weights.vocabulary)), np.float32)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.weights.vocabulary
-
-    @property
-    def metadata(self) -> Metadata:
-        return self.weights.metadata
-
-    @property
-    def size(self) -> int:
-        return self.metadata.size
-
-    @property
-    def context_limit(self) -> int:
-        return self._context.limit
-
-    @property
-    def max_rows(self) -> int:
-        return self._owner.options.max_rows
-
-    @property
-    def can_rewind(self) -> bool:
-        return self._context.can_rewind
+        self._none: Rows = np.empty((0, len(self.vocabulary)), np.float32)
 
     def price(self, count: int) -> float:
         kernels = self.metadata.kernels
@@ -237,9 +217,6 @@ class LlamaModel(RunningSequence, Closing):
         prefers_batches: whether it reads several tokens at a time more often than one.
 
     Attributes:
-        name: as given.
-        weights: as given.
-        options: of the context.
         should_stop: called while long texts are computed; True ends that with `Cancelled`.
         batch_floor: how `step` gives a token the same bits whatever is computed with it: 0, in
             batches of any size; 1, one by one; more, in batches of at least so many.
@@ -411,7 +388,7 @@ _LONGEST = 1 << 13  # tokens; llama.cpp computes attention of a text at once
 
 
 class Encoder(Closing):
-    """One loaded encoder, and the stamp of its file if that was checked. Not for two threads.
+    """One loaded encoder, with the stamp of its file if that was checked. Not for two threads.
 
     Attributes:
         name: of the file.
@@ -425,29 +402,7 @@ class Encoder(Closing):
 
     def __init__(self, path: Path, threads: int = 1, stamp: Stamp | None = None) -> None:
         self.name = path.name
-        self._library = library()
-        self._model: Any = None
-        self._context: Any = None
-        api = self._library.api
-        try:
-            with LockedFile(path, stamp) as file:
-                header = read_header(path, file.place, encoder=True)
-                self._check_header(header)
-                check_values(self._library, file, header)
-                parameters = api.llama_model_default_params()
-                parameters.n_gpu_layers = 0
-                parameters.load_mode = api.LLAMA_LOAD_MODE_NONE
-                self._library.forget_errors()
-                self._model = api.llama_model_load_from_file(bytes(file.place), parameters)
-                file.check()
-            if not self._model:
-                raise self._refused()
-            self._open_context(threads)
-        except BaseException:
-            self.close()
-            raise
-
-    def _check_header(self, header: Header) -> None:
+        header = read_header(path, encoder=True)
         if header.number("pooling_type") not in _POOLINGS:
             raise ModelError(
                 f"{self.name} does not say how it makes one vector of a text (pooling_type), so it "
@@ -455,41 +410,44 @@ class Encoder(Closing):
             )
         if header.file_size > min(_LARGEST, available_memory()):
             raise MemoryShortage(f"{self.name}: the scorer does not fit into memory.")
-        self.width = header.number("embedding_length")
-        self.limit = min(header.number("context_length"), _LONGEST)
+        self._weights = Weights(
+            path,
+            LoadOptions(gpu_layers=0, check_tensors=True),
+            layers={},
+            stamps={} if stamp is None else {path: stamp},
+            encoder=True,
+        )
+        self.width = self._weights.header.number("embedding_length")
+        self.limit = min(self._weights.header.number("context_length"), _LONGEST)
+        self._context: Any = None
+        try:
+            self._open_context(threads)
+        except BaseException:
+            self.close()
+            raise
 
     def _open_context(self, threads: int) -> None:
-        api = self._library.api
+        api = self._api = library().api
         parameters = api.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.limit
         parameters.n_seq_max = 1
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.embeddings = True
         parameters.no_perf = True
-        self._context = api.llama_init_from_model(self._model, parameters)
+        library().forget_errors()
+        self._context = api.llama_init_from_model(self._weights.handle, parameters)
         if not self._context:
-            raise self._refused()
-        self._vocab = ctypes.c_void_p(api.llama_model_get_vocab(self._model))
-        self._first = int(api.llama_vocab_bos(self._vocab))
-        self._last = int(api.llama_vocab_sep(self._vocab))
+            reason = library().last_error() or "llama.cpp gives no reason"
+            raise ModelError(f"{self.name} cannot be run as an encoder: {reason}.")
+        vocab = api.llama_model_get_vocab(self._weights.handle)
+        self._first, self._last = api.llama_vocab_bos(vocab), api.llama_vocab_sep(vocab)
         if self._first < 0 or self._last < 0:
             raise ModelError(f"{self.name} has no tokens that stand around a text.")
         self._batch = Batch(api, self.limit)
 
-    def _refused(self) -> ModelError:
-        reason = self._library.last_error() or "llama.cpp gives no reason"
-        return ModelError(f"{self.name} cannot be loaded as an encoder: {reason}.")
-
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, without those that stand around it."""
-        data = text.encode("utf-8", "replace")
-        buffer = (ctypes.c_int32 * (len(data) + 8))()
-        count = self._library.api.llama_tokenize(
-            self._vocab, data, len(data), buffer, len(buffer), False, False
-        )
-        if count < 0:
-            raise UsageError("An answer or its question is too long for the scorer.")
-        return buffer[:count]
+        return self._weights.tokenize(text.encode("utf-8", "replace"), special=False)
 
     def vector(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """The pooled vector, shape (width,), of at most `limit` - 2 tokens; two are added.
@@ -497,7 +455,7 @@ class Encoder(Closing):
         Raises:
             NumericalError: it holds NaN or infinities.
         """
-        api = self._library.api
+        api = self._api
         whole = [self._first, *tokens, self._last]
         self._batch.fill(whole, 0, len(whole))
         if code := api.llama_encode(self._context, self._batch.raw):
@@ -509,9 +467,7 @@ class Encoder(Closing):
         return found
 
     def close(self) -> None:
-        api = self._library.api
         if self._context:
-            api.llama_free(self._context)
-        if self._model:
-            api.llama_model_free(self._model)
-        self._context = self._model = None
+            self._api.llama_free(self._context)
+        self._context = None
+        self._weights.close()

@@ -83,11 +83,7 @@ class LoadOptions(Placement):
             takes 8 bytes per token of the vocabulary.
         batch: tokens that go through the model at once, or None: 512 with layers on a GPU, else
             128 (more take more memory, and a CPU gains little from them).
-        whole_window: models with a sliding window keep their whole context, so that they can be
-            rewound; without, they take less memory and are computed again instead.
         check_tensors: looks at every weight for NaN and infinities while loading (slow).
-        map_file: reads the weights through a memory map. The file must not change as long as the
-            model is open, or answers change and the process may die; without, it is read once.
         adapters: LoRA adapters of this model, in the order of their scales.
     """
 
@@ -98,9 +94,7 @@ class LoadOptions(Placement):
     kv_type: KvType = "f16"
     max_rows: int = 16
     batch: int | None = None
-    whole_window: bool = True
     check_tensors: bool = False
-    map_file: bool = False
     adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self) -> None:

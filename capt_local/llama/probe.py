@@ -118,8 +118,14 @@ def look(
                 "no trusted manifest names are not opened. Use a bundle that a trusted key signed, "
                 "or --verify never to load them without that protection."
             )
-        if answer != PASSED:
-            raise _refusal(answer, path.name)
+        if answer != PASSED:  # a hostile file may have made the process say anything
+            shown = "".join(char for char in answer[:_LONGEST] if char.isprintable())
+            for mark, kind in ((REFUSED, ModelError), (SHORT, MemoryShortage)):
+                if shown.startswith(mark):
+                    raise kind(shown.removeprefix(mark))
+            raise ModelError(
+                f"{path.name} cannot be used: the process that looked at it says nothing clear."
+            )
         for one in locked.values():
             one.check()
         return {one.path: one.sha256 for one in copies if one.sha256 is not None}
@@ -171,15 +177,6 @@ def _answered(
             "the file again from its source."
         )
     return answer.decode("utf-8", "replace").strip()
-
-
-def _refusal(answer: str, name: str) -> ModelError | MemoryShortage:
-    """What the process answered; a hostile file may have made it say anything."""
-    shown = "".join(char for char in answer[:_LONGEST] if char.isprintable())
-    for mark, kind in ((REFUSED, ModelError), (SHORT, MemoryShortage)):
-        if shown.startswith(mark):
-            return kind(shown.removeprefix(mark))
-    return ModelError(f"{name} cannot be used: the process that looked at it says nothing clear.")
 
 
 # --- in the other process -----------------------------------------------------------------------

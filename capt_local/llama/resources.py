@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
@@ -113,9 +112,11 @@ def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
     # Where input and output share a matrix, it is kept twice: in order for the one, rearranged for
     # the other.
     again = sizes.get("token_embd.weight", 0) if "output.weight" not in sizes else 0
+    state = header.number("ssm.state_size") + max(header.number("ssm.conv_kernel") - 1, 0)
+    recurrent = 4 * (len(layers) - 1) * SEQUENCES * header.number("ssm.inner_size") * state
     return MemoryEstimate(
         weights=sum(sizes.values()) + again,
-        kv_cache=_kv_cache(header, options) + _recurrent_state(header, options),
+        kv_cache=_kv_cache(header, options) + recurrent,
         buffers=_buffers(header, options),
         movable=(*layers[:-1], layers[-1] + again),
         adapters=sum(
@@ -178,13 +179,6 @@ def _kv_cache(header: Header, options: LoadOptions) -> int:
     return int(numbers * _KV_BYTES[options.kv_type])
 
 
-def _recurrent_state(header: Header, options: LoadOptions) -> int:
-    inner, state = header.number("ssm.inner_size"), header.number("ssm.state_size")
-    kernel = header.number("ssm.conv_kernel")
-    layers = header.number("block_count")
-    return 4 * layers * SEQUENCES * inner * (state + max(kernel - 1, 0))
-
-
 def _buffers(header: Header, options: LoadOptions) -> int:
     vocabulary = header.lengths.get("tokenizer.ggml.tokens", 0)
     logits = 2 * 4 * (options.max_rows + 1) * vocabulary  # computed, and copied for the reader
@@ -209,10 +203,7 @@ _SPINS = "30000"  # turns of a waiting thread before it sleeps; OpenMP's own num
 
 
 def limit_spinning() -> None:
-    """Lets waiting threads of OpenMP sleep soon; only before llama.cpp is loaded.
-
-    What the user has set in the environment stays.
-    """
+    """Lets waiting threads of OpenMP sleep soon, if the environment says nothing about it."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS
 
@@ -247,14 +238,6 @@ def _quota() -> int:
     return min(found)
 
 
-class _Sample(NamedTuple):
-    """Seconds of the clock, of all work on the usable processors, of this process."""
-
-    clock: float
-    busy: float
-    own: float
-
-
 class BusyCores:
     """What other processes take of the machine.
 
@@ -271,14 +254,14 @@ class BusyCores:
 
     def threads(self) -> int:
         """Threads that find a core each: at least one, at most the physical cores."""
-        if time.monotonic() - self._last.clock >= _SHORTEST:
+        if time.monotonic() - self._last[0] >= _SHORTEST:
             before, self._last = self._last, self._sample()
-            now = self._last
-            work = (now.busy - before.busy) - (now.own - before.own)
-            self.others = min(float(self.cores), max(0.0, work / (now.clock - before.clock)))
+            clock, busy, own = (now - then for now, then in zip(self._last, before, strict=True))
+            self.others = min(float(self.cores), max(0.0, (busy - own) / clock))
         return max(1, min(physical_cores(), int(self.cores - self.others + _SLACK)))
 
-    def _sample(self) -> _Sample:
+    def _sample(self) -> tuple[float, float, float]:
+        """Seconds of the clock, of all work on the usable processors, of this process."""
         times = psutil.cpu_times(percpu=True)
         busy = 0.0
         for number in self._usable:
@@ -287,7 +270,7 @@ class BusyCores:
                 waiting = one.idle + getattr(one, "iowait", 0.0)
                 counted_twice = getattr(one, "guest", 0.0) + getattr(one, "guest_nice", 0.0)
                 busy += sum(one) - waiting - counted_twice
-        return _Sample(time.monotonic(), busy, time.process_time())
+        return time.monotonic(), busy, time.process_time()
 
 
 @cache

@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import os
 import re
-import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -36,7 +35,7 @@ from capt_local.llama.gguf_header import (
 from capt_local.llama.library import Closing, DeferredInterrupts, Library, library
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.resources import check_fits, estimate
-from capt_local.strict_json import Stamp, stamp_of
+from capt_local.strict_json import Stamp, others_may_write, stamp_of
 from capt_local.tokenization import TokenKind, Vocabulary
 
 Progress = Callable[[float], None]
@@ -85,7 +84,7 @@ _CHUNK = 1 << 20
 
 
 class LockedFile(Closing):
-    """A file that llama.cpp is to load.
+    """A file that llama.cpp is to load; errors are ModelError.
 
     On Linux, llama.cpp is given the open file by its handle, so another one of the same name is
     never read. A file that other accounts may write could still change in place, even without a
@@ -97,13 +96,9 @@ class LockedFile(Closing):
         stamp: of the file that was checked; None where nobody has.
 
     Attributes:
-        path: as given.
         place: where to open what is locked.
         sha256: of the private copy; None where the file itself is used.
         handle: the open file, for a process that inherits it.
-
-    Raises:
-        ModelError: it cannot be opened, or is not the one that was checked.
     """
 
     def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
@@ -120,7 +115,7 @@ class LockedFile(Closing):
             by_handle = _HANDLES / str(self.handle)
             self.place = by_handle if by_handle.exists() else path
             self.check()
-            if self.place != path and _others_may_write(os.fstat(self.handle)):
+            if self.place != path and others_may_write(os.fstat(self.handle)):
                 self._copy()
         except BaseException:
             self.close()
@@ -171,13 +166,6 @@ class LockedFile(Closing):
         )
 
 
-def _others_may_write(found: os.stat_result) -> bool:
-    """Whether another account than this one and root may write a file."""
-    return found.st_uid not in (os.geteuid(), 0) or bool(
-        found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """What a model says about itself."""
@@ -195,7 +183,6 @@ class Metadata:
 
     @property
     def gpu_layers(self) -> int:
-        """Layers that were put on GPUs."""
         return sum(self.devices.values())
 
 
@@ -216,6 +203,7 @@ class Weights(Closing):
         vocabulary_only: reads no tensors; such weights tokenize, but no context fits on them.
         layers: that GPUs take, if that is settled (`devices.plan`); else what fits now.
         stamps: of the files that were checked, by path; adapters too.
+        encoder: whether it has to be one, instead of a model that writes.
 
     Attributes:
         header: of the file.
@@ -237,6 +225,7 @@ class Weights(Closing):
         vocabulary_only: bool = False,
         layers: Layers | None = None,
         stamps: Mapping[Path, Stamp] | None = None,
+        encoder: bool = False,
     ) -> None:
         options = options or LoadOptions()
         self._library: Library = library()
@@ -246,14 +235,14 @@ class Weights(Closing):
         self.handle: int | None = None
         try:
             with LockedFile(path, self._stamps.get(path)) as file:
-                self.header: Header = read_header(path, file.place)
+                self.header: Header = read_header(path, file.place, encoder=encoder)
                 self._refuse_unusable(path.name)
                 if layers is None:
                     layers = {} if vocabulary_only else self._choose_layers(path.name, options)
                 self._layers = layers
                 if options.check_tensors and not vocabulary_only:
                     check_values(self._library, file, self.header)
-                self.handle = self._load(file, options, progress, vocabulary_only)
+                self.handle = self._load(file, progress, vocabulary_only)
                 file.check()
             self.notes = quality_notes(path.name, self._library.warnings())
             self._vocab = ctypes.c_void_p(self._library.api.llama_model_get_vocab(self.handle))
@@ -388,7 +377,6 @@ class Weights(Closing):
     def _load(
         self,
         file: LockedFile,
-        options: LoadOptions,
         progress: Progress | None,
         vocabulary_only: bool,
     ) -> int:
@@ -402,9 +390,7 @@ class Weights(Closing):
         parameters.devices, parameters.tensor_split = ctypes.addressof(devices), split
         parameters.n_gpu_layers = sum(self._layers.values())
         parameters.vocab_only = vocabulary_only
-        parameters.load_mode = (
-            api.LLAMA_LOAD_MODE_MMAP if options.map_file else api.LLAMA_LOAD_MODE_NONE
-        )
+        parameters.load_mode = api.LLAMA_LOAD_MODE_NONE  # no map, which would follow the file
         raised: list[BaseException] = []
         self._library.forget_errors()
         with DeferredInterrupts() as interrupts:
@@ -444,7 +430,7 @@ class Weights(Closing):
         known = isinstance(declared, int)
         number = declared if known else api.llama_model_ftype(self.handle)
         file_type = (api.llama_ftype_name(number) or b"").decode("utf-8", "replace")
-        on_cpu, tiles = not self._layers, self._library.tiles
+        on_cpu, tiles = not self._layers, self._library.formats.tiles
         rearranged = on_cpu and file_type.startswith(_BY_FOURS)
         return Metadata(
             name=name,

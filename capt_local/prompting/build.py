@@ -98,18 +98,12 @@ def build_raw(text: bytes, tokenizer: TextTokenizer, *, role: str = "target") ->
 
 
 class _Segments:
-    """Segments as they come, with scaffolding held back until it is known what follows.
-
-    Attributes:
-        done: what is tokenized.
-        fresh: whether the next text would stand at the beginning or behind a control token.
-        notices: what the user should know.
-    """
+    """Segments as they come, with scaffolding held back until it is known what follows."""
 
     def __init__(self, tokenizer: TextTokenizer, role: str) -> None:
-        self.done: list[Segment] = []
-        self.fresh = True
-        self.notices: list[str] = []
+        self.done: list[Segment] = []  # what is tokenized
+        self.fresh = True  # the next text would stand at the beginning or behind a control token
+        self.notices: list[str] = []  # what the user should know
         self._tokenizer = tokenizer
         self._role = role
         self._held = b""
@@ -166,27 +160,18 @@ class _Segments:
             self.fresh = bool(vocabulary.kinds[tokens[-1]] in _MARKERS)
 
 
+@dataclasses.dataclass
 class PromptBuilder:
     """Makes the prompts of one model, in its own template and its own tokens.
 
-    Args:
-        file, own, date, given: see `open_template`.
-        tokenizer: of the model.
+    For `file`, `own`, `date` and `given` see `open_template`.
     """
 
-    def __init__(
-        self,
-        file: ModelFile,
-        own: str | None,
-        tokenizer: TextTokenizer,
-        date: datetime.date | None = None,
-        given: str | None = None,
-    ) -> None:
-        self._given = given
-        self._file = file
-        self._own = own
-        self._tokenizer = tokenizer
-        self._date = date
+    file: ModelFile
+    own: str | None
+    tokenizer: TextTokenizer
+    date: datetime.date | None = None
+    given: str | None = None
 
     def prompt(self, asked: str | Sequence[Message], *, raw: bool) -> Prompt:
         """The prompt of a question, a conversation, or a text to go on with.
@@ -198,14 +183,14 @@ class PromptBuilder:
         if raw:
             if not isinstance(asked, str):
                 raise UsageError("A conversation has no raw form: give a text.")
-            return build_raw(_utf8(asked), self._tokenizer, role=self._file.role)
+            return build_raw(_utf8(asked), self.tokenizer, role=self.file.role)
         messages = [Message("user", asked)] if isinstance(asked, str) else asked
-        made = build_chat(messages, self.template, self._tokenizer)
+        made = build_chat(messages, self.template, self.tokenizer)
         ends, markers = self._ends_and_markers
         notices = made.notices
         if markers is None and mentions_reasoning(self.template.source):
             notices += (
-                f"The chat template of the {self._file.role} mentions reasoning, but its markers "
+                f"The chat template of the {self.file.role} mentions reasoning, but its markers "
                 "are not known: reasoning may stand in the answer.",
             )
         return dataclasses.replace(made, markers=markers, turn_ends=ends, notices=notices)
@@ -213,13 +198,13 @@ class PromptBuilder:
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template; raw text needs none."""
-        vocabulary = self._tokenizer.vocabulary
-        return open_template(self._file, self._own, vocabulary, given=self._given, date=self._date)
+        vocabulary = self.tokenizer.vocabulary
+        return open_template(self.file, self.own, vocabulary, given=self.given, date=self.date)
 
     @cached_property
     def _ends_and_markers(self) -> tuple[frozenset[int], ReasoningMarkers | None]:
-        vocabulary, template = self._tokenizer.vocabulary, self.template
-        ends = find_turn_ends(template, vocabulary, self._tokenizer.tokenize)
+        vocabulary, template = self.tokenizer.vocabulary, self.template
+        ends = find_turn_ends(template, vocabulary, self.tokenizer.tokenize)
         return ends, find_markers(vocabulary, template)
 
 
@@ -286,17 +271,11 @@ _ANSWERS: tuple[Pair, ...] = (
 
 
 class _Channels(NamedTuple):
-    """Messages in channels, each of them closed (gpt-oss, Solar).
+    """Messages in channels, each of them closed (gpt-oss, Solar)."""
 
-    Attributes:
-        tokens: that such a vocabulary has.
-        close: what ends a message and begins the next one of the model.
-        channels: what begins a message, and whether it is reasoning.
-    """
-
-    tokens: tuple[bytes, ...]
-    close: bytes
-    channels: tuple[tuple[bytes, bool], ...]
+    tokens: tuple[bytes, ...]  # that such a vocabulary has
+    close: bytes  # ends a message and begins the next one of the model
+    channels: tuple[tuple[bytes, bool], ...]  # what begins a message, and whether it is reasoning
 
 
 _FAMILIES = (

@@ -174,7 +174,7 @@ def test_a_refusal_is_told_in_our_words(
     server: HubServer, recipe: str, code: int, where: str
 ) -> None:
     server.status[where] = code
-    assert "hub" in refused(recipe) or "download failed" in refused(recipe)
+    assert "the hub answers" in refused(recipe) or "download failed" in refused(recipe)
 
 
 @pytest.mark.parametrize(
@@ -196,18 +196,10 @@ def test_a_listing_that_is_not_understood(
 
 
 @pytest.mark.parametrize(
-    "file",
-    [
-        "../../.ssh/authorized_keys.Q4_K_M.gguf",
-        "/etc/x.Q4_K_M.gguf",
-        "a\n.Q4_K_M.gguf",
-        "-rf.Q4_K_M.gguf",
-        "x" * 300 + ".Q4_K_M.gguf",
-        "a?b#c.Q4_K_M.gguf",
-    ],
+    "stem", ["../../.ssh/authorized_keys", "/etc/x", "a\n", "-rf", "x" * 300, "a?b#c"]
 )
-def test_hostile_names_are_never_chosen(server: HubServer, recipe: str, file: str) -> None:
-    server.names["base"] = file
+def test_hostile_names_are_never_chosen(server: HubServer, recipe: str, stem: str) -> None:
+    server.names["base"] = f"{stem}.Q4_K_M.gguf"
     assert "no files have the name" in refused(recipe)
 
 

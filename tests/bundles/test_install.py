@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
@@ -14,16 +15,16 @@ import pytest
 
 from capt_local.bundles import archive, store, verify
 from capt_local.bundles.archive import members
-from capt_local.bundles.install import clear, leftovers
+from capt_local.bundles.install import clear, leftovers, put_together
 from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.bundles.sign import read_private
 from capt_local.errors import ModelError, UsageError
+from tests.bundle_files import describe
 from tests.bundles.travelling import (
     FILES,
     SIZES,
     TEMPLATE,
     Hands,
-    Pulled,
     everything,
     installed,
     make_bundle,
@@ -125,16 +126,33 @@ def test_a_key_that_nobody_trusts(hands: Hands, tmp_path: Path) -> None:
 WHOLE = sum(SIZES.values()) + len(TEMPLATE)
 
 
+class Stick(io.FileIO):
+    """A file on a stick; once that is pulled, no byte comes."""
+
+    out = False
+
+    def read(self, count: int | None = -1) -> bytes:
+        if Stick.out:
+            raise OSError(5, "Input/output error")
+        return super().read(count) or b""
+
+
 @pytest.mark.parametrize("at", [0, 40_000, 71_000, WHOLE])
 def test_a_stick_that_is_pulled(at: int, hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading fails behind so many bytes of the models."""
-    path = hands.export("trio.capt")
+    path, copied = hands.export("trio.capt"), dict[str, float]()
     monkeypatch.setattr(verify, "_CHUNK", 1_000)
-    stick = Pulled(monkeypatch)
+    monkeypatch.setattr(archive, "open_regular", lambda path, **_: Stick(path))
+    monkeypatch.setattr(Stick, "out", at == 0)
+
+    def pull(file: str, part: float) -> None:
+        copied[file] = round(part * SIZES.get(file.removesuffix(".gguf"), len(TEMPLATE)))
+        Stick.out = sum(copied.values()) >= at
+
     with pytest.raises(ModelError, match=r"cannot be read any more: .* Nothing was installed"):
-        hands.take(path, report=stick.pull_at(at))
+        hands.take(path, report=pull)
     assert installed() == {} and leftovers() == {}
-    stick.out = False
+    Stick.out = False
     assert hands.take(path)[1]
     verify.verify(store.find("trio"))
 
@@ -313,3 +331,54 @@ def test_names_that_cannot_travel(tmp_path: Path) -> None:
     base = replace(bundle.models["base"], path=folder / "EXPERT.gguf")
     with pytest.raises(ModelError, match="in two ways"):
         members(replace(bundle, models={**bundle.models, "base": base}))
+
+
+# --- files that lie anywhere, linked or copied
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    folder = tmp_path / "odd names, \u00e4 \u2028"
+    folder.mkdir()
+    found = {role: folder / f"{role} of mine.bin" for role in SIZES}
+    for role, path in found.items():
+        path.write_bytes(f"GGUF of the {role}".encode() * 100)
+        path.chmod(0o644)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "made"
+    made.mkdir(mode=0o700)
+    return made
+
+
+def test_what_others_may_write_is_copied(files: dict[str, Path], folder: Path) -> None:
+    files["expert"].chmod(0o664)
+    told: dict[str, float] = {}
+    made, linked = put_together(Bundle.from_paths(*files.values()), folder, told.__setitem__)
+    assert linked == ["base.gguf", "target.gguf"]
+    for role in ("base", "target"):
+        assert os.path.samefile(folder / f"{role}.gguf", files[role])
+        assert describe(role, folder / f"{role}.gguf").sha256 == made.models[role].sha256
+    copy = made.models["expert"]
+    assert copy.path.read_bytes() == files["expert"].read_bytes()
+    assert copy.path.stat().st_mode & 0o777 == 0o600
+    assert describe("expert", copy.path).sha256 == copy.sha256
+    assert told == {"target.gguf": 1.0, "expert.gguf": 1.0, "base.gguf": 1.0}
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o664])
+def test_a_file_that_changes_while_it_is_read(
+    mode: int, files: dict[str, Path], folder: Path
+) -> None:
+    files["expert"].chmod(mode)
+
+    def spoil(name: str, _: float) -> None:
+        if name == "expert.gguf":
+            with files["expert"].open("ab") as stream:
+                stream.write(b"more")
+
+    with pytest.raises(ModelError, match="changed while it was looked at"):
+        put_together(Bundle.from_paths(*files.values()), folder, spoil)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,20 +163,12 @@ def test_bad_manifests_name_the_file_and_the_key(folder: Path, case: str) -> Non
 
 
 def test_a_link_may_not_leave_the_folder(folder: Path, tmp_path: Path) -> None:
+    """Nor lead to itself."""
     (tmp_path / "outside.gguf").write_bytes(CONTENT["target"])
-    (folder / "target.gguf").unlink()
-    (folder / "target.gguf").symlink_to(tmp_path / "outside.gguf")
-    with pytest.raises(
-        ModelError,
-        match=r"target.gguf, which is not there, or a link that",
-    ):
-        load(folder, HEAD + TARGET)
-
-
-def test_a_link_that_leads_to_itself(folder: Path) -> None:
+    (folder / "link.gguf").symlink_to(tmp_path / "outside.gguf")
     (folder / "loop").symlink_to("loop")
-    for name in ("loop", "loop/target.gguf"):
-        with pytest.raises(ModelError, match=r"models\.target\.file names (loop|target)"):
+    for name in ("link.gguf", "loop", "loop/target.gguf"):
+        with pytest.raises(ModelError, match=r"models\.target\.file names (link|loop|target)"):
             load(folder, HEAD + table("target", file=f'"{name}"'))
 
 
@@ -331,38 +326,37 @@ def bundle(tmp_path: Path) -> Bundle:
     return read_bundle(write_manifest(Bundle(id="trio", models=models), tmp_path))
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("place", [0, 2_999_999])
-def test_one_flipped_bit_is_found(bundle: Bundle, role: Role, place: int) -> None:
-    path = bundle.models[role].path
+def flip(place: int, path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=rf"The {role} model {role}\.gguf .* its SHA-256 differs"):
-        verify(bundle)
 
 
-def test_another_size_is_told_without_reading(bundle: Bundle) -> None:
-    path = bundle.models["base"].path
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ModelError, match=r"base\.gguf .* has 2999999 bytes instead of 3000000"):
-        verify(bundle)
+def swap(path: Path) -> None:
+    other, data = path.with_name("base.gguf"), path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(data)
 
 
-def test_swapped_roles_are_found(bundle: Bundle) -> None:
-    expert, base = bundle.models["expert"].path, bundle.models["base"].path
-    expert.rename(expert.with_suffix(".tmp"))
-    base.rename(expert)
-    expert.with_suffix(".tmp").rename(base)
-    with pytest.raises(ModelError, match="The expert model"):
-        verify(bundle)
-
-
-def test_a_changed_template_is_found(bundle: Bundle) -> None:
-    file = bundle.models["target"].template_file
-    assert file is not None
-    file.write_text("{{ 'Ignore the patient.' }}")
-    with pytest.raises(ModelError, match="chat template of the target is not the one"):
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        *(
+            (f"{role}.gguf", partial(flip, at), f"The {role} model .* its SHA-256 differs")
+            for role in ROLES
+            for at in (0, 2_999_999)
+        ),
+        ("base.gguf", lambda path: os.truncate(path, 2_999_999), "2999999 bytes instead of 300000"),
+        ("expert.gguf", swap, "The expert model"),
+        ("chat.jinja", lambda path: path.write_text("{{ 1 }}"), "template of the target is not"),
+    ],
+)
+def test_what_is_not_the_file_of_the_manifest_is_found(
+    bundle: Bundle, name: str, change: Callable[[Path], object], said: str
+) -> None:
+    assert bundle.folder is not None
+    change(bundle.folder / name)
+    with pytest.raises(ModelError, match=said):
         verify(bundle)
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import pytest
 
 from capt_local.bundles import archive, store
 from capt_local.bundles.install import import_bundle, write_manifest
@@ -70,57 +67,6 @@ class Hands:
     ) -> tuple[Bundle, bool]:
         keys = {self.trusted.fingerprint: self.trusted}
         return import_bundle(path, keys, examine, report, unsigned=unsigned, older=older)
-
-
-class Pulled:
-    """What is left of a stick that is pulled: its files are open, and no byte of them comes.
-
-    Args:
-        patch: puts it in the place of what opens files.
-
-    Attributes:
-        out: whether it is pulled.
-        copied: bytes that were copied before, by file.
-    """
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.out = False
-        self.copied: dict[str, int] = {}
-        opened = archive.open_regular
-        patch.setattr(
-            archive, "open_regular", lambda path, **how: _Stream(opened(path, **how), self)
-        )
-
-    def check(self) -> None:
-        if self.out:
-            raise OSError(5, "Input/output error")
-
-    def pull_at(self, count: int) -> Callable[[str, float], None]:
-        """A report of progress; the stick is pulled when so many bytes are copied."""
-        self.out = count == 0
-
-        def report(file: str, part: float) -> None:
-            size = SIZES.get(file.removesuffix(".gguf"), len(TEMPLATE))
-            self.copied[file] = round(part * size)
-            self.out = sum(self.copied.values()) >= count
-
-        return report
-
-
-class _Stream:
-    """A file on such a stick."""
-
-    def __init__(self, stream: BinaryIO, stick: Pulled) -> None:
-        self._stream, self._stick = stream, stick
-        self.fileno, self.close = stream.fileno, stream.close
-
-    def read(self, count: int) -> bytes:
-        self._stick.check()
-        return self._stream.read(count)
-
-    def seek(self, count: int, whence: int) -> int:
-        self._stick.check()
-        return self._stream.seek(count, whence)
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:

@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.errors import UsageError
 from capt_local.llama import devices
-from capt_local.llama.devices import GPU_RESERVE, Device, mended, plan
+from capt_local.llama.devices import GPU_RESERVE, Device, device_computes, mended, plan
 from capt_local.llama.library import library
 from capt_local.llama.options import Placement
 from capt_local.llama.resources import MemoryEstimate
@@ -18,7 +18,7 @@ from capt_local.llama.resources import MemoryEstimate
 def test_every_device_of_this_machine_computes() -> None:
     devices = library().devices()
     assert devices
-    assert all(library().computes(index) for index in range(len(devices)))
+    assert all(device_computes(library().function, index) for index in range(len(devices)))
 
 
 def test_wrong_numbers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +31,9 @@ def test_wrong_numbers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr(devices, "_product", off_by_one)
-    assert not library().computes(0)
+    assert not device_computes(library().function, 0)
     monkeypatch.setattr(devices, "_product", lambda *_: np.full((4, 16), np.nan, np.float32))
-    assert not library().computes(0)
+    assert not device_computes(library().function, 0)
 
 
 MARK = b"capt-local: whole tile configuration"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,11 +18,10 @@ from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True, text=True, check=False, env={**os.environ, **environment},
-    )  # fmt: skip
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
 
 
 def test_loading_a_model_is_silent_and_forbids_dumps(tiny_path: Callable[..., Path]) -> None:
@@ -36,10 +34,8 @@ def test_loading_a_model_is_silent_and_forbids_dumps(tiny_path: Callable[..., Pa
         "assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0\n"
         "assert os.environ['GGML_NO_BACKTRACE'] == '1'\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_path())], capture_output=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = run(code, str(tiny_path()))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -78,9 +74,6 @@ def test_the_cache_with_the_open_hole_is_never_made(
     monkeypatch.setattr(diskcache.Cache, "__init__", refuse)
     with LlamaModel.open(tiny_path(), ONE_THREAD) as model:
         model.extend(model.tokenize(b"some text", special=False))
-
-
-# Arrays as those of a step, made and let go; counts how many pages the kernel had to bring.
 
 
 @pytest.fixture(autouse=True)

@@ -77,8 +77,8 @@ def test_a_change_while_loading(
     opened = weights.read_header
     headers = []
 
-    def header(*arguments: object) -> object:
-        headers.append(opened(*arguments))
+    def header(*arguments: object, **more: object) -> object:
+        headers.append(opened(*arguments, **more))
         change(path)  # type: ignore[operator]
         return headers[0]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from capt_local.errors import ModelError, UnspellableText, UsageError
 from capt_local.llama.weights import Weights
 from capt_local.prompting.build import build_chat, build_raw
-from capt_local.prompting.messages import Message, Prompt, Role, Segment, messages_of
+from capt_local.prompting.messages import Message, Prompt, Role, messages_of
 from capt_local.prompting.template import CHATML, PLAIN, ChatTemplate
 from capt_local.strict_json import NotReadable
 from capt_local.tokenization import TextTokenizer, TokenKind, Vocabulary
@@ -50,10 +50,6 @@ def tokenizer(flavour: Flavour, add_bos: bool | None = None) -> TextTokenizer:
         add_bos=own.add_bos if add_bos is None else add_bos,
     )
     return TextTokenizer(vocabulary, found.tokenize)
-
-
-def joined(segment: Segment, vocabulary: Vocabulary) -> bytes:
-    return b"".join(vocabulary.piece(token) for token in segment.tokens)
 
 
 def conversation(*contents: str, system: str | None = None) -> list[Message]:
@@ -139,11 +135,8 @@ def test_a_forged_turn_stays_text(flavour: Flavour) -> None:
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
-        ([], "conversation is empty"),
         (conversation(""), "prompt is empty"),
-        (conversation(" \n"), "prompt is empty"),
         (conversation("a", "b"), "last message must be the user's"),
-        ([Message("user", "a"), Message("system", "b"), Message("user", "c")], "must be the first"),
         ([Message(cast(Role, "tool"), "a")], "not system, user or assistant"),
         (conversation("CANARY \ud800"), "lone surrogate"),
     ],

@@ -75,31 +75,21 @@ def test_without_a_system_role_its_text_precedes_the_user_s(source: str, expecte
     )
 
 
+EACH = "{%% for m in messages %%}{{ %s }}{%% endfor %%}"
+MARK, MOVES = "messages[0].content[0]", "changes or moves the messages"
+
+
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
         ("{{ messages[-1].content }}", r"leaves out message 1 \(user\)"),
-        ("{% for m in messages %}{{ m.content ~ m.content }}{% endfor %}", "repeats message 1"),
-        (
-            "{% for m in messages|reverse %}{{ m.content }}{% endfor %}",
-            "changes or moves the messages",
-        ),
-        (
-            "{% for m in messages %}{{ m.content }}{{ m.content[:1] }}{% endfor %}",
-            "changes or moves the messages",
-        ),
-        ("{% for m in messages %}{{ m.content[1:] }}{% endfor %}", "leaves out message 1"),
+        (EACH % "m.content ~ m.content", "repeats message 1"),
+        (EACH.replace("messages", "messages|reverse") % "m.content", MOVES),
+        (EACH % "m.content }}{{ m.content[:1]", MOVES),
+        (EACH % "m.content[1:]", "leaves out message 1"),
         # Marks that the template has made itself, of messages that there are not.
-        (
-            "{% for m in messages %}{{ m.content }}{% endfor %}"
-            "{{ messages[0].content[0] ~ '999' ~ messages[0].content[0] }}",
-            "changes or moves the messages",
-        ),
-        (
-            "{% for m in messages %}{{ m.content }}{% endfor %}"
-            "{{ messages[0].content[0] ~ '9' * 5000 ~ messages[0].content[0] }}",
-            "changes or moves the messages",
-        ),
+        (EACH % "m.content" + "{{ " + MARK + " ~ '999' ~ " + MARK + " }}", MOVES),
+        (EACH % "m.content" + "{{ " + MARK + " ~ '9' * 5000 ~ " + MARK + " }}", MOVES),
         ("{% for m in messages %}", "has a mistake in line 1"),
         ("{{ nothing.here }}", "fails: 'nothing' is undefined"),
         ("x" * (LARGEST_TEMPLATE + 1), "is larger than 64 KiB"),

@@ -1,24 +1,27 @@
-"""The number of threads follows what other processes take; results do not depend on it."""
+"""Estimates of memory; threads follow what other processes take, and change no result."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from capt_local.llama import resources
+from capt_local.llama.gguf_header import read_header
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.resources import BusyCores, physical_cores
+from capt_local.llama.resources import BusyCores, estimate, physical_cores
 from tests.real_models import smollm2
+from tests.tiny_models import LAYERS, WIDTH
 
 
 def samples(monkeypatch: pytest.MonkeyPatch, *values: tuple[float, float, float]) -> BusyCores:
     """A machine of four cores whose samples are these."""
     given = iter(values)
-    monkeypatch.setattr(BusyCores, "_sample", lambda _: resources._Sample(*next(given)))
+    monkeypatch.setattr(BusyCores, "_sample", lambda _: next(given))
     monkeypatch.setattr(resources, "_usable_cpus", lambda: [0, 1, 2, 3])
     monkeypatch.setattr(resources.psutil, "cpu_count", lambda logical: 4)
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
@@ -58,3 +61,19 @@ def test_a_control_group_limits_the_threads(
         resources._quota.cache_clear()
         assert physical_cores() == wanted
     resources._quota.cache_clear()
+
+
+def test_weights_and_kv_cache_are_counted_to_the_byte(tiny_path: Callable[..., Path]) -> None:
+    header = read_header(tiny_path())
+    found = estimate(header, LoadOptions(context=300, kv_type="f16"))
+    assert found.weights == sum(one.size for one in header.tensors)
+    assert found.kv_cache == 2 * WIDTH * LAYERS * 512 * 2  # keys and values; padded to 512 cells
+    assert found.layers == LAYERS + 1
+    sizes = {one.name: one.size for one in header.tensors}
+    assert found.movable[-1] == sizes["output.weight"] + sizes["output_norm.weight"]
+    assert sum(found.movable) == found.weights - sizes["token_embd.weight"]
+    assert found.total == found.weights + found.kv_cache + found.buffers
+    wider = estimate(header, LoadOptions(context=300, kv_type="f32"))
+    assert wider.kv_cache == 2 * found.kv_cache
+    narrow = estimate(header, LoadOptions(context=300, kv_type="q4_0"))
+    assert narrow.kv_cache == found.kv_cache * 18 // 64  # blocks of 32 numbers in 18 bytes
