@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from capt_local.errors import UsageError
+from capt_local.strict_json import open_regular
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NEW = "capt-new"  # a file that is written beside and then renamed
@@ -173,13 +174,10 @@ def rename(old: Path, new: Path) -> None:
 def read_file(path: Path, most: int) -> bytes | None:
     """The bytes of a regular file, None where there is none; never waits, as for a FIFO."""
     try:
-        handle = _open(path, os.O_RDONLY)
+        with open_regular(path, follow=False) as stream:
+            return stream.read(most)
     except FileNotFoundError:
         return None
-    with open(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        return stream.read(most)
 
 
 def sync_folder(folder: Path) -> None:

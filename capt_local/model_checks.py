@@ -57,7 +57,7 @@ def look_first(
         progress: called with a role and 0, several times a second; may raise to stop.
 
     Returns:
-        What tells that a file is still the one that was looked into, by path; `stamps` among them.
+        `stamps`, and those of the files that were looked into.
 
     Raises:
         ModelError: a file is missing or damaged, or ended the process that looked at it.

@@ -93,12 +93,11 @@ def import_bundle(
         rule: of the site about signatures, for errors.
 
     Returns:
-        The bundle as it is installed, with its signer; and whether anything was changed: not if
-        this very bundle was installed already.
+        The bundle as it is installed, with its signer; False if it was installed already.
 
     Raises:
-        ModelError: it is not to be trusted, damaged, older, too large, or cannot be copied; the
-            store is what it was.
+        ModelError: it is not to be trusted, damaged, older, or cannot be copied; the store is what
+            it was.
     """
     with Archive(path) as archive:
         manifest = archive.whole(MANIFEST, LARGEST_MANIFEST)

@@ -315,11 +315,8 @@ class Bundle:
     ) -> Bundle:
         """A bundle of files that were given one by one, without digests.
 
-        Args:
-            target: its file.
-            expert: one file, or one for each pair.
-            base: likewise, in the order of the experts.
-            expert_adapter: of the expert, or one for each; without experts, each is its base.
+        Of experts, bases and adapters there is one for each pair, in the same order; without
+        experts, each is its base with its adapter.
 
         Raises:
             UsageError: an expert without a base, or the other way round; an adapter without either.
@@ -403,9 +400,7 @@ def ordered_roles(names: Collection[str]) -> tuple[Role, ...]:
 def read_bundle(place: Path, today: datetime.date | None = None) -> Bundle:
     """Reads a manifest, or that of a folder.
 
-    Args:
-        place: the `bundle.toml`, or its folder.
-        today: the day, for bundles that are to be reviewed; None: that of the clock.
+    `today` is the day for bundles that are to be reviewed; None: that of the clock.
 
     Raises:
         ModelError: it is missing, broken, or made for a newer program, or a file that it names is
@@ -442,12 +437,9 @@ def read_manifest(file: Path) -> bytes:
 
 
 def parse_manifest(data: bytes, file: Path, *, present: bool = True) -> Bundle:
-    """The bundle of a manifest's bytes, without notices.
+    """The bundle of a manifest's bytes, which lie or will lie in a file, without notices.
 
-    Args:
-        data: of the manifest.
-        file: where it lies, or will lie.
-        present: whether the files that it names have to be there.
+    With `present`, the files that it names have to be there.
 
     Raises:
         ModelError: it is broken, or made for a newer program; or a file is missing.

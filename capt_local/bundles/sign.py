@@ -173,14 +173,8 @@ def check_signature(
 ) -> str:
     """Checks that one of these keys has signed a manifest, and returns its fingerprint.
 
-    Args:
-        manifest: its bytes.
-        signature: those of the signature file.
-        keys: by fingerprint.
-        hint: what to do about a key that is not trusted.
-
     Raises:
-        ModelError: none has; says why.
+        ModelError: none has; says why, and as `hint` what to do about a key that is not trusted.
     """
     name, data = _parts(signature)
     if name not in keys:
@@ -259,8 +253,7 @@ def uninstall(name: str, folder: Path) -> tuple[TrustedKey, list[str]]:
         folder: that holds the keys of the user.
 
     Returns:
-        The key, and the ids of the bundles in the user's own store that were imported with it;
-        their receipts are deleted.
+        The key, and the ids of the bundles in the user's own store whose receipts named it.
 
     Raises:
         ModelError: there is no such key in the folder, or several, or it cannot be deleted.

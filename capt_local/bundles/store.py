@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 from platformdirs import user_data_dir
@@ -31,9 +32,8 @@ RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNO
 def find(reference: str | Path) -> Bundle:
     """Opens the manifest of a bundle; the models themselves are not read.
 
-    Args:
-        reference: an id, or a path to a bundle's folder or manifest. A text is a path if it
-            holds a separator, begins with "." or "~", or ends in ".toml".
+    A text is an id, or a path to a bundle's folder or manifest if it holds a separator, begins with
+    "." or "~", or ends in ".toml".
 
     Raises:
         ModelError: there is no such bundle, or its manifest is broken.
@@ -47,10 +47,9 @@ def find(reference: str | Path) -> Bundle:
     ):
         return _at(Path(os.path.expanduser(reference)))  # also of nobody's home
     missing: PackageMissing | None = None
-    folders = [packaged_folder()] if reference == DEMO else []
-    if NAME.fullmatch(reference):
-        folders += [each / reference for each in _stores()]
-    for folder in folders:
+    packaged = [packaged_folder()] if reference == DEMO else []
+    folders = chain(packaged, (each / reference for each in _stores()))
+    for folder in folders if NAME.fullmatch(reference) else ():
         try:
             if _holds_manifest(folder):
                 return _named(folder, reference)
@@ -162,7 +161,7 @@ def removable(name: str) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Deletes the folder of a bundle, its manifest first; ModelError where that fails."""
+    """Deletes a bundle, its manifest first, so that what is left of it is none; or ModelError."""
     try:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)

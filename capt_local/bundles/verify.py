@@ -76,14 +76,10 @@ class Verification:
 def verify(
     bundle: Bundle, progress: Progress | None = None, check: Check = Check.ALWAYS
 ) -> Verification:
-    """Checks the size and digest of each file of a bundle.
+    """Checks the size and digest of each file of a bundle, reading it once.
 
-    Models without a digest (given by their paths) are left out: `Bundle.notices` says so.
-
-    Args:
-        bundle: its files are read once, from beginning to end; also one that several models share.
-        progress: called with a role and the share of its file that is read, 0 to 1.
-        check: under `Check.NEVER` nothing is read or returned.
+    Models without a digest (given by their paths) are left out: `Bundle.notices` says so. Under
+    `Check.NEVER` nothing is read. `progress` is called with a role and the share that is read.
 
     Raises:
         ModelError: a file is missing, unreadable or another one; names its role.
@@ -121,16 +117,13 @@ def hashed(
     report: Callable[[float], None] | None = None,
     out: BinaryIO | None = None,
 ) -> str:
-    """SHA-256 of the next bytes of a file, which are written where that is wanted.
+    """SHA-256 of the next bytes of a file, which `out` takes where that is wanted.
 
     Args:
         stream: of the file.
         size: bytes; a file that grows is not read beyond, of one that is shorter there are fewer.
         report: called with the share that is read, 0 to 1.
         out: takes the bytes.
-
-    Raises:
-        OSError: reading or writing fails.
     """
     digest, done = hashlib.sha256(), 0
     while chunk := stream.read(min(_CHUNK, size - done)):

@@ -372,11 +372,7 @@ def spans(
 ) -> tuple[tuple[int, int], ...]:
     """The cheapest ranges (first, one behind the last) of neighbours that hold some lanes.
 
-    Args:
-        numbers: of the lanes, ascending.
-        count: of all lanes.
-        sizes: that a range may have, none above `count`.
-        kernels: which compute them.
+    The `numbers` of these lanes ascend, of `count` in all; a range has one of the `sizes`.
     """
     # The cheapest way to cover the wanted lanes below each lane, and the range that ends there.
     costs = [0.0] + [float("inf")] * count

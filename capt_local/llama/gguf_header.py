@@ -149,8 +149,8 @@ def read_header(path: Path, place: Path | None = None, *, encoder: bool = False)
         encoder: whether it has to be an encoder instead of a model that writes.
 
     Raises:
-        ModelError: the file is missing, is not a GGUF, is cut off, holds impossible numbers, or is
-            of a kind that is not accepted.
+        ModelError: the file is missing, no GGUF, cut off, impossible, or of a kind that is not
+            accepted.
     """
     try:
         with (place or path).open("rb") as file:

@@ -251,20 +251,18 @@ _LARGEST = 8 << 20
 _KEPT = 32 << 20  # bytes at the end of the heap that may stay unused
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Lets this process keep some freed memory, where its C library can be set so (glibc).
 
     A step makes some dozen arrays of 0.1 to 1 MB and frees them again. The C library of Linux gives
     memory of that size back to the kernel at once, and asks for it anew a moment later; the pages
-    then come one by one. That was half of the time of numpy in a step.
-
-    Returns whether it does now. Settings that somebody made for the process stay as they are.
+    then come one by one. That was half of the time of numpy in a step. Settings that somebody made
+    for the process stay as they are.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return False
-    with contextlib.suppress(OSError, AttributeError):
-        tell = ctypes.CDLL(None).mallopt
-        return bool(tell(_MMAP_THRESHOLD, _LARGEST) and tell(_TRIM_THRESHOLD, _KEPT))
-    return False
+    settled = any(name.startswith("MALLOC_") for name in os.environ)
+    settled = settled or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and not settled:
+        with contextlib.suppress(OSError, AttributeError):
+            tell = ctypes.CDLL(None).mallopt
+            tell(_MMAP_THRESHOLD, _LARGEST)
+            tell(_TRIM_THRESHOLD, _KEPT)

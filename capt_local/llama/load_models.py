@@ -45,16 +45,15 @@ def open_models(
 
     Args:
         files: by role; roles of one file share its weights.
-        options: of each.
-        progress: called with a role and the share of its file that is loaded; of roles that share
-            a file, with the first.
+        options: of each, without adapters.
+        progress: called with a role (the first of a file) and the share that is loaded.
         adapters: by role; those of roles without a file are not used.
         stamps: of the files that were checked, by path; one that is not the same is not loaded.
 
     Raises:
         ModelError: a file is missing or broken, or an adapter does not fit its model.
         MemoryShortage: they do not fit.
-        UsageError: the options, which are those of all models, hold adapters.
+        UsageError: the options hold adapters.
     """
     each = _options(files, options, adapters)
     needed = estimates(files, options, adapters)
@@ -111,11 +110,6 @@ def planned(
     files: Mapping[str, Path], options: LoadOptions, needed: Mapping[str, MemoryEstimate]
 ) -> dict[str, Layers]:
     """Layers of each model on GPUs, by role, as `open_models` will put them there.
-
-    Args:
-        files: as there.
-        options: as there.
-        needed: their `estimates`.
 
     Raises:
         UsageError: see `devices.plan`; or models that share weights are to go to several places.

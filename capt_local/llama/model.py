@@ -218,8 +218,7 @@ class LlamaModel(RunningSequence, Closing):
 
     Attributes:
         should_stop: called while long texts are computed; True ends that with `Cancelled`.
-        batch_floor: how `step` gives a token the same bits whatever is computed with it: 0, in
-            batches of any size; 1, one by one; more, in batches of at least so many.
+        batch_floor: see `decoding.proxy.Model`.
     """
 
     def __init__(

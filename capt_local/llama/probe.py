@@ -72,14 +72,14 @@ def look(
     stamps: Mapping[Path, Stamp] | None = None,
     encoder: bool = False,
 ) -> dict[Path, str]:
-    """Loads a model, and adapters onto it.
+    """Loads a model in a process of its own, and each of the adapters onto it.
 
     Args:
-        path: of the model.
-        adapters: of LoRA adapters; each is put on the model by itself.
+        path: of the model, or with `encoder` of the encoder of a scorer.
+        adapters: of LoRA adapters.
         waiting: called several times a second while it works; may raise to stop.
         stamps: of files that were checked already, by path.
-        encoder: whether it is one, of a scorer.
+        encoder: see `path`.
 
     Returns:
         SHA-256 of the content that was loaded, of the files that other accounts may write.

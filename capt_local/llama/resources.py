@@ -280,15 +280,10 @@ def busy_cores() -> BusyCores:
 
 
 class ThreadCount:
-    """The threads of one context: a fixed number, or as many as find a core.
+    """The threads of one context: a fixed number, or as many as find a core (`count`).
 
-    Args:
-        fixed: the number; None to go by the machine.
-        follow: whether the number may change later. Flash attention on a CPU divides the cells
-            among the threads and sums in another order with another number of them.
-
-    Attributes:
-        count: for now.
+    Without `follow`, the number stays what it was at first: flash attention on a CPU divides the
+    cells among the threads, and sums in another order with another number of them.
     """
 
     def __init__(self, fixed: int | None, follow: bool = True) -> None:

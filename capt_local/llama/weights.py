@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import RawIOBase
 from itertools import repeat
@@ -291,30 +292,17 @@ class Weights(Closing):
             longest = max(map(len, run.findall(characters)), default=0)
             if longest > limit:
                 raise TextTooLong(longest, limit)
-        found: list[list[int] | Exception] = []
-
-        def split() -> None:
-            try:
-                found.append(self._split(text, special))
-            except Exception as error:
-                found.append(error)
-
-        thread = threading.Thread(target=split)
-        with _STACK_SIZE:
-            before = threading.stack_size((1 << 20) + _STACK_PER_BYTE * len(text))
-            try:
-                thread.start()
-            except RuntimeError:
-                raise TextTooLong(len(text), _ON_OWN_STACK) from None
-            finally:
-                threading.stack_size(before)
-        try:
-            thread.join()
-        finally:
-            thread.join()  # interrupted or not, native code still uses the vocabulary
-        if isinstance(found[0], Exception):
-            raise found[0]
-        return found[0]
+        # It waits also where it is interrupted: native code still uses the vocabulary.
+        with ThreadPoolExecutor(1) as pool:
+            with _STACK_SIZE:
+                before = threading.stack_size((1 << 20) + _STACK_PER_BYTE * len(text))
+                try:
+                    found = pool.submit(self._split, text, special)
+                except RuntimeError:  # no thread with such a stack
+                    raise TextTooLong(len(text), _ON_OWN_STACK) from None
+                finally:
+                    threading.stack_size(before)
+            return found.result()
 
     def _split(self, text: bytes, special: bool) -> list[int]:
         space = len(text) + 8

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from capt_local.errors import UsageError
 from capt_local.strict_json import NotReadable
 
 Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
 Pair = tuple[bytes, bytes]
 
 
@@ -94,7 +95,7 @@ def check_turns(messages: Sequence[Message]) -> None:
     """Refuses (UsageError) a conversation that is empty, out of order, or ends empty."""
     if not messages:
         raise UsageError("The conversation is empty.")
-    if any(message.role not in ("system", "user", "assistant") for message in messages):
+    if any(message.role not in ROLES for message in messages):
         raise UsageError("A message has a role that is not system, user or assistant.")
     if any(message.role == "system" for message in messages[1:]):
         raise UsageError("A system message must be the first message.")
@@ -102,9 +103,6 @@ def check_turns(messages: Sequence[Message]) -> None:
         raise UsageError("The last message must be the user's.")
     if not messages[-1].content.strip():
         raise UsageError("The prompt is empty.")
-
-
-_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
 def messages_of(value: object) -> tuple[Message, ...]:
@@ -118,24 +116,22 @@ def messages_of(value: object) -> tuple[Message, ...]:
     """
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         raise NotReadable('"messages" must be a list of objects')
-    found = [_message(each) for each in value]
+    found = []
+    for each in value:
+        role, content = each.get("role"), each.get("content")
+        if role not in ROLES:
+            raise NotReadable('the "role" of a message must be system, user or assistant')
+        if isinstance(content, list) and len(content) == 1:
+            (part,) = content
+            if isinstance(part, dict) and part.keys() == {"type", "text"}:
+                content = part["text"] if part["type"] == "text" else None
+        if not isinstance(content, str):
+            raise NotReadable('the "content" of a message must be a text')
+        if any(each[key] is not None for key in each.keys() - {"role", "content"}):
+            raise NotReadable('a message holds more than "role" and "content"')
+        found.append(Message(role, content))
     try:
         check_turns(found)
     except UsageError as error:
         raise NotReadable(str(error).removesuffix(".")) from None
     return tuple(found)
-
-
-def _message(value: dict[str, object]) -> Message:
-    role, content = value.get("role"), value.get("content")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise NotReadable('the "role" of a message must be system, user or assistant')
-    if isinstance(content, list) and len(content) == 1:
-        (part,) = content
-        if isinstance(part, dict) and part.keys() == {"type", "text"} and part["type"] == "text":
-            content = part["text"]
-    if not isinstance(content, str):
-        raise NotReadable('the "content" of a message must be a text')
-    if any(value[key] is not None for key in value.keys() - {"role", "content"}):
-        raise NotReadable('a message holds more than "role" and "content"')
-    return Message(_ROLES[role], content)

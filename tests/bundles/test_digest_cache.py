@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import store, verify
-from capt_local.bundles.install import write_manifest
-from capt_local.bundles.manifest import Bundle, read_bundle
+from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
-from tests.bundle_files import describe
+from tests.bundle_files import make_bundle
 
 SIZE = 3_000_000
+CONTENT = {"target": b"G" * SIZE}
 
 
 @pytest.fixture
@@ -35,19 +35,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def make(folder: Path) -> Bundle:
-    folder.mkdir(parents=True, mode=0o700)
-    file = folder / "target.gguf"
-    file.write_bytes(b"G" * SIZE)
-    file.chmod(0o600)
-    return read_bundle(
-        write_manifest(Bundle(id=folder.name, models={"target": describe("target", file)}), folder)
-    )
-
-
 @pytest.fixture
 def bundle(reads: list[str]) -> Bundle:
-    made = make(store.user_folder() / "one")
+    made = make_bundle(store.user_folder() / "one", CONTENT)
     reads.clear()
     return made
 
@@ -70,7 +60,7 @@ def test_an_installed_file_is_read_once(bundle: Bundle, reads: list[str]) -> Non
 
 
 def test_a_bundle_elsewhere_is_read_each_time(tmp_path: Path, reads: list[str]) -> None:
-    elsewhere = make(tmp_path / "one")
+    elsewhere = make_bundle(tmp_path / "one", CONTENT)
     reads.clear()
     check(elsewhere)
     check(elsewhere)

@@ -20,7 +20,7 @@ from capt_local.bundles.archive import END, header, padding
 from capt_local.bundles.manifest import MANIFEST, SIGNATURE
 from capt_local.bundles.sign import read_private, sign
 from capt_local.errors import ModelError
-from tests.bundles.travelling import Hands, everything, make_bundle
+from tests.bundles.travelling import Hands, everything, make_trio
 
 SEED = 20261122
 EVIL = [
@@ -164,7 +164,7 @@ def test_every_byte_of_the_signed_part(hands: Hands, good: bytes, tmp_path: Path
 def test_hostile_manifests_of_a_trusted_hand(hands: Hands, tmp_path: Path) -> None:
     """A key that is trusted may still have signed nonsense: names decide nothing about places."""
     folder, path = tmp_path / "from", tmp_path / "hostile.capt"
-    make_bundle(folder)
+    make_trio(folder)
     text = (folder / MANIFEST).read_text()
     names = "../base.gguf", "/etc/passwd", "sub/base.gguf", "con", "bundle.sig", "..\\\\x", ".x"
     ids = "../x", "..", "con", "NUL.x", "x.", "x.lock", "x.old", "x.download"

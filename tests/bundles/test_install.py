@@ -27,7 +27,7 @@ from tests.bundles.travelling import (
     Hands,
     everything,
     installed,
-    make_bundle,
+    make_trio,
 )
 
 
@@ -158,7 +158,7 @@ def test_a_stick_that_is_pulled(at: int, hands: Hands, monkeypatch: pytest.Monke
 
 
 def a_link_to_a_bundle(place: Path, outside: Path) -> None:
-    make_bundle(outside / "trio")
+    make_trio(outside / "trio")
     place.symlink_to(outside / "trio")
 
 
@@ -294,7 +294,7 @@ def test_what_is_being_imported_is_never_touched(hands: Hands) -> None:
 
 
 def test_exports_are_held_against_the_manifest(hands: Hands) -> None:
-    bundle = make_bundle(hands.folder / "from")
+    bundle = make_trio(hands.folder / "from")
     bundle.models["base"].path.write_bytes(b"x" * SIZES["base"])
     with pytest.raises(ModelError, match=r"base\.gguf is not the file that the bundle names"):
         archive.export(bundle, hands.folder / "trio.capt")
@@ -307,7 +307,7 @@ def test_an_export_overwrites_nothing(hands: Hands) -> None:
     path = hands.folder / "trio.capt"
     (hands.folder / "trio.capt.part").mkdir()
     (hands.folder / "trio.capt.part" / "thesis.txt").write_text("mine")
-    bundle = make_bundle(hands.folder / "from")
+    bundle = make_trio(hands.folder / "from")
     with pytest.raises(UsageError, match="is there already"):  # it comes there meanwhile
         archive.export(bundle, path, report=lambda *_: path.write_text("mine"))
     with pytest.raises(UsageError, match="is there already"):
@@ -322,7 +322,7 @@ def test_an_export_overwrites_nothing(hands: Hands) -> None:
 
 
 def test_names_that_cannot_travel(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "from")
+    bundle = make_trio(tmp_path / "from")
     folder = tmp_path / "from"
     for name in ("sub/x.gguf", "CON.gguf", "lpt1", "x.", ".x", "a b", "bundle.toml", "BUNDLE.SIG"):
         base = replace(bundle.models["base"], path=folder / name)

@@ -32,7 +32,7 @@ from capt_local.bundles.verify import file_digest, read_template, verify
 from capt_local.config import MODELS_VARIABLE
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama.gguf_header import file_digests
-from tests.bundle_files import describe
+from tests.bundle_files import describe, make_bundle
 
 CONTENT = {"target": b"GGUF target", "expert": b"GGUF expert", "base": b"GGUF base"}
 HEAD = 'schema = 1\nid = "trio"\n'
@@ -316,14 +316,8 @@ ROLES: tuple[Role, ...] = ("target", "expert", "base")
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    for number, role in enumerate(ROLES):
-        (tmp_path / f"{role}.gguf").write_bytes(bytes([number]) * 3_000_000)
-    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
-    models = {role: describe(role, tmp_path / f"{role}.gguf") for role in ROLES}
-    models["target"] = describe(
-        "target", tmp_path / "target.gguf", template_file=tmp_path / "chat.jinja"
-    )
-    return read_bundle(write_manifest(Bundle(id="trio", models=models), tmp_path))
+    contents = {role: bytes([number]) * 3_000_000 for number, role in enumerate(ROLES)}
+    return make_bundle(tmp_path, contents, "{{ messages[0].content }}", id="trio")
 
 
 def flip(place: int, path: Path) -> None:

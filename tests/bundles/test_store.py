@@ -7,21 +7,17 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import store, verify
-from capt_local.bundles.install import Staging, write_manifest
-from capt_local.bundles.manifest import MANIFEST, Bundle
+from capt_local.bundles.install import Staging
+from capt_local.bundles.manifest import MANIFEST
 from capt_local.config import MODELS_VARIABLE
 from capt_local.errors import ModelError
 from capt_local.strict_json import make_private_folder, stamp_of
-from tests.bundle_files import describe
+from tests.bundle_files import make_bundle
 
 
 def make(folder: Path, name: str, title: str = "") -> Path:
-    place = folder / name
-    place.mkdir(parents=True)
-    (place / "target.gguf").write_bytes(b"GGUF" + title.encode())
-    models = {"target": describe("target", place / "target.gguf")}
-    write_manifest(Bundle(id=name, title=title, models=models), place)  # type: ignore[arg-type]
-    return place
+    make_bundle(folder / name, {"target": b"GGUF" + title.encode()}, title=title)
+    return folder / name
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.bundles import archive, store
-from capt_local.bundles.install import import_bundle, write_manifest
-from capt_local.bundles.manifest import Bundle, read_bundle
+from capt_local.bundles.install import import_bundle
+from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.sign import TrustedKey, new_key, read_private, read_public
-from tests.bundle_files import describe
+from tests.bundle_files import make_bundle
 
 SIZES = {"target": 70_000, "expert": 1_500, "base": 1_024}
 TEMPLATE = "{{ messages }}"
@@ -22,18 +22,9 @@ def content(role: str, version: str) -> bytes:
     return f"GGUF {role} {version} ".encode().ljust(SIZES[role], role[:1].encode())
 
 
-def make_bundle(folder: Path, version: str = "2", **about: object) -> Bundle:
-    folder.mkdir(parents=True)
-    for role in SIZES:
-        (folder / f"{role}.gguf").write_bytes(content(role, version))
-    (folder / "chat.jinja").write_text(TEMPLATE)
-    template = {"target": folder / "chat.jinja"}
-    models = {
-        role: describe(role, folder / f"{role}.gguf", template_file=template.get(role))
-        for role in SIZES
-    }
-    made = Bundle(id="trio", models=models, version=version, **about)  # type: ignore[arg-type]
-    return read_bundle(write_manifest(made, folder))
+def make_trio(folder: Path, version: str = "2") -> Bundle:
+    contents = {role: content(role, version) for role in SIZES}
+    return make_bundle(folder, contents, TEMPLATE, id="trio", version=version)
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class Hands:
         return cls(folder, private, read_public(public))
 
     def export(self, name: str, version: str = "2", *, signed: bool = True) -> Path:
-        bundle = make_bundle(self.folder / f"{name}-from", version)
+        bundle = make_trio(self.folder / f"{name}-from", version)
         return archive.export(
             bundle, self.folder / name, read_private(self.key) if signed else None
         )
