@@ -19,7 +19,7 @@ from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.verify import Check, DigestCache
 from capt_local.errors import ModelError
 from capt_local.llama import probe
-from capt_local.llama.gguf_header import file_digests
+from capt_local.llama.gguf_header import file_digests, readable
 from capt_local.llama.library import BINDING_VERSION
 from capt_local.strict_json import Stamp, stamp_of
 
@@ -102,12 +102,8 @@ def _look(
 ) -> None:
     """Looks into a model and adapters on it, unless they are known; completes the stamps."""
     for one in (path, *adapters):
-        try:
+        with readable(one):
             stamps.setdefault(one, stamp_of(os.stat(one)))
-        except FileNotFoundError:
-            raise ModelError(f"{one.name}: there is no such model file.") from None
-        except OSError as error:
-            raise ModelError(f"{one.name} cannot be read: {error.strerror}.") from None
     # What is remembered of a model, and of adapters on that model, with this llama.cpp.
     marks = {
         one: hashlib.sha256(

@@ -105,9 +105,10 @@ class _Writer:
         bullet = "- " if listed and text else ""
         self.lines += [*(bullet + text).split("\n"), *frames]
 
-    def rows(self, rows: Iterator[list[Element]]) -> None:
+    def rows(self, table: Element, row_tag: str, cell_tag: str) -> None:
         """Writes the rows of a table."""
-        for cells in rows:
+        for row in _within(table, row_tag):
+            cells = _within(row, cell_tag)
             texts = [" ".join(filter(None, self.paragraphs(cell))) for cell in cells]
             if any(texts):
                 self.lines.append(" | ".join(texts))
@@ -124,7 +125,7 @@ class _Docx(_Writer):
                 listed = child.find("./pPr/numPr/numId")
                 self.paragraph(child, listed is not None and listed.get("val") != "0")
             elif child.tag == "tbl":
-                self.rows([c for c in _within(row, "tc")] for row in _within(child, "tr"))
+                self.rows(child, "tr", "tc")
             elif child.tag in ("del", "moveFrom"):
                 self.found.note("deleted")
             elif child.tag != "Fallback":
@@ -206,10 +207,7 @@ def read_docx(data: bytes, codec: str | None, found: Found) -> None:
     if body is None:
         raise Refused("damaged")
     writer = _Docx(found)
-    # A header of each kind of page, mostly the same one.
-    for name in names:
-        if name.startswith("word/header") and name.endswith(".xml"):
-            _once(writer, _part(archive, name))
+    _edges(writer, archive, "word/header")
     writer.blocks(body)
     for kind in ("footnote", "endnote"):
         notes = _part(archive, f"word/{kind}s.xml")
@@ -218,10 +216,15 @@ def read_docx(data: bytes, codec: str | None, found: Found) -> None:
             if number is not None:
                 text = " ".join(filter(None, writer.paragraphs(note)))
                 writer.lines.append(f"[{number}] {text.strip()}")
-    for name in names:
-        if name.startswith("word/footer") and name.endswith(".xml"):
-            _once(writer, _part(archive, name))
+    _edges(writer, archive, "word/footer")
     found.pages.append("\n".join(writer.lines))
+
+
+def _edges(writer: _Docx, archive: zipfile.ZipFile, start: str) -> None:
+    """Writes the headers or footers, one of each kind of page, mostly the same one."""
+    for name in sorted(archive.namelist()):
+        if name.startswith(start) and name.endswith(".xml"):
+            _once(writer, _part(archive, name))
 
 
 def _once(writer: _Writer, part: Element | None) -> None:
@@ -239,7 +242,7 @@ class _Odt(_Writer):
                 case "p" | "h":
                     self.paragraph(child, parent.tag == "list-item", _spaced(child.text))
                 case "table":
-                    self.rows(_cells(row) for row in _within(child, "table-row"))
+                    self.rows(child, "table-row", "table-cell")
                 case "tracked-changes":
                     self.found.note("deleted", len(child.findall(".//deletion")) or 1)
                 case "annotation" | "sequence-decls" | "forms" | "variable-decls":
@@ -284,10 +287,6 @@ class _Odt(_Writer):
 def _spaced(text: str | None) -> str:
     """Text of an element, in which line ends are how the file is laid out."""
     return re.sub(r"[ \t\r\n]+", " ", text or "")
-
-
-def _cells(row: Element) -> list[Element]:
-    return list(_within(row, "table-cell"))
 
 
 def read_odt(data: bytes, codec: str | None, found: Found) -> None:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
@@ -152,11 +153,17 @@ def read_header(path: Path, place: Path | None = None, *, encoder: bool = False)
         ModelError: the file is missing, no GGUF, cut off, impossible, or of a kind that is not
             accepted.
     """
+    with readable(path), (place or path).open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return parse_header(file, path.name, size, encoder=encoder)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Errors of the system, in what is done with a model file, as ModelError that names it."""
     try:
-        with (place or path).open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            return parse_header(file, path.name, size, encoder=encoder)
+        yield
     except FileNotFoundError:
         raise ModelError(f"{path.name}: there is no such model file.") from None
     except OSError as error:
@@ -191,15 +198,12 @@ def file_digests(path: Path, header: Header | None = None) -> FileDigests:
     header = header or read_header(path)
     digest = hashlib.sha256()
     template_key = "tokenizer.chat_template"
-    try:
-        with path.open("rb") as file:
-            for key, (start, size) in sorted(header.places.items()):
-                if key.startswith("tokenizer.") and not key.startswith(template_key):
-                    file.seek(start)
-                    for part in (key.encode("utf-8", "replace"), file.read(size)):
-                        digest.update(len(part).to_bytes(8, "little") + part)
-    except OSError as error:
-        raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
+    with readable(path), path.open("rb") as file:
+        for key, (start, size) in sorted(header.places.items()):
+            if key.startswith("tokenizer.") and not key.startswith(template_key):
+                file.seek(start)
+                for part in (key.encode("utf-8", "replace"), file.read(size)):
+                    digest.update(len(part).to_bytes(8, "little") + part)
     template = header.values.get(template_key)
     pinned = hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
     return FileDigests(digest.hexdigest(), pinned)

@@ -31,6 +31,7 @@ from capt_local.llama.gguf_header import (
     check_adapter,
     misfit,
     read_header,
+    readable,
     tensor_types,
 )
 from capt_local.llama.library import Closing, DeferredInterrupts, Library, library
@@ -105,12 +106,8 @@ class LockedFile(Closing):
     def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
         self.path = path
         self.sha256: str | None = None
-        try:
+        with readable(path):
             self.handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise ModelError(f"{path.name}: there is no such model file.") from None
-        except OSError as error:
-            raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
         try:
             self._stamp = stamp or stamp_of(os.fstat(self.handle))
             by_handle = _HANDLES / str(self.handle)
@@ -448,22 +445,19 @@ def check_values(library: Library, file: LockedFile, header: Header) -> None:
     )
     types = tensor_types()
     buffer = np.empty(_CHECKED_AT_ONCE, np.uint8)
-    try:
-        with file.place.open("rb", buffering=0) as stream:
-            for tensor in header.tensors:
-                stream.seek(tensor.place)
-                block, left = types[tensor.kind][1], tensor.size
-                while left:
-                    wanted = min(left, _CHECKED_AT_ONCE // block * block)
-                    _read_into(stream, buffer[:wanted])
-                    if not valid(tensor.kind, buffer.ctypes.data, wanted):
-                        raise ModelError(
-                            f"{file.path.name} is damaged: a tensor has invalid data (a weight "
-                            "that is not a finite number). Get the file again."
-                        )
-                    left -= wanted
-    except OSError as error:
-        raise ModelError(f"{file.path.name} cannot be read: {error.strerror}.") from None
+    with readable(file.path), file.place.open("rb", buffering=0) as stream:
+        for tensor in header.tensors:
+            stream.seek(tensor.place)
+            block, left = types[tensor.kind][1], tensor.size
+            while left:
+                wanted = min(left, _CHECKED_AT_ONCE // block * block)
+                _read_into(stream, buffer[:wanted])
+                if not valid(tensor.kind, buffer.ctypes.data, wanted):
+                    raise ModelError(
+                        f"{file.path.name} is damaged: a tensor has invalid data (a weight that "
+                        "is not a finite number). Get the file again."
+                    )
+                left -= wanted
 
 
 def _read_into(stream: RawIOBase, part: npt.NDArray[np.uint8]) -> None:

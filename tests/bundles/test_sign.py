@@ -51,6 +51,9 @@ def test_a_pair_of_keys(keys: tuple[Path, Path]) -> None:
         check_signature(b"Manifest", signature, known)
     with pytest.raises(ModelError, match="not trusted here"):
         check_signature(b"manifest", signature, {})
+    private.chmod(0o640)
+    with pytest.raises(UsageError, match="Others may read"):
+        read_private(private)
 
 
 def test_one_bit_of_a_signature(keys: tuple[Path, Path]) -> None:
@@ -73,12 +76,6 @@ def test_keys_are_not_overwritten(keys: tuple[Path, Path], tmp_path: Path) -> No
     with pytest.raises(UsageError, match="is there already; nothing was written"):
         new_key(tmp_path / "hospital.site")
     assert not keys[0].exists()
-
-
-def test_a_private_key_that_others_may_read(keys: tuple[Path, Path]) -> None:
-    keys[0].chmod(0o640)
-    with pytest.raises(UsageError, match="Others may read"):
-        read_private(keys[0])
 
 
 def test_installed_keys(keys: tuple[Path, Path], tmp_path: Path) -> None:
@@ -148,14 +145,6 @@ def test_a_receipt_of_another_place_is_not_believed(
         assert signer_of(bundle, no_keys)[0] is None
 
 
-def test_a_receipt_that_others_may_have_written_is_not_believed(place: Path) -> None:
-    (place / RECEIPT).chmod(0o666)
-    assert signer_of(store.find("trio"), no_keys)[0] is None
-    (place / RECEIPT).chmod(0o600)
-    place.chmod(0o777)
-    assert signer_of(store.find("trio"), no_keys)[0] is None
-
-
 def test_a_folder_that_is_copied_into_the_store_brings_no_receipt(
     hands: Hands, tmp_path: Path
 ) -> None:
@@ -215,6 +204,11 @@ def test_an_import_again_brings_a_receipt_that_fits(place: Path, hands: Hands) -
 
 
 def test_a_receipt_of_another_key_vouches_for_nothing(place: Path, tmp_path: Path) -> None:
+    """Nor one that others may have written."""
+    for shared, mode in ((place / RECEIPT, 0o600), (place, 0o700)):
+        shared.chmod(0o777)
+        assert signer_of(store.find("trio"), no_keys)[0] is None
+        shared.chmod(mode)
     other = Hands.at(tmp_path / "others")
     (place / RECEIPT).write_bytes(receipt(other.trusted, place / MANIFEST))
     assert signer_of(store.find("trio"), no_keys)[0] is None
@@ -229,13 +223,11 @@ def test_a_receipt_that_is_none(text: bytes, place: Path) -> None:
 
 
 def test_a_manifest_that_was_changed_is_refused(place: Path) -> None:
+    """As is a damaged signature."""
     text = (place / MANIFEST).read_text()
     (place / MANIFEST).write_text(text.replace('version = "2"', 'version = "3"'))
     with pytest.raises(ModelError, match="signature does not fit the manifest"):
         signer_of(store.find("trio"), not_asked)
-
-
-def test_a_damaged_signature_is_refused(place: Path) -> None:
     (place / SIGNATURE).write_bytes(b"{}")
     with pytest.raises(ModelError, match=r"signature .* is damaged"):
         signer_of(store.find("trio"), no_keys)

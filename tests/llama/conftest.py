@@ -12,6 +12,8 @@ from capt_local.llama.options import LoadOptions
 from tests.tiny_models import Architecture, tiny_gguf
 from tests.tiny_vocabularies import Flavour
 
+TOKENS = [(7 * n + n * n) % 300 for n in range(200)]
+CLOSE = 2e-4  # of logits of about 4; other batch shapes add up in another order
 # One thread: the models are so small that threads would only wait for each other. F32 all the way,
 # so that other batch shapes differ by rounding alone (with the defaults it is about 2e-3).
 ONE_THREAD = LoadOptions(threads=1, max_rows=8, batch=32, kv_type="f32", flash_attention="off")

@@ -83,7 +83,6 @@ def test_impossible_lengths_are_refused_without_reading_them(
 
 
 U32, F32, TEXT, LIST = 4, 6, 8, 9
-NAN, INF = float("nan"), float("inf")
 
 
 def pair(key: str, kind: int, value: bytes) -> bytes:

@@ -20,10 +20,8 @@ from capt_local.llama.batched import (
 from capt_local.llama.devices import Kernels
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.weights import Weights
-from tests.llama.conftest import ONE_THREAD
+from tests.llama.conftest import CLOSE, ONE_THREAD, TOKENS
 
-TOKENS = [(7 * n + n * n) % 300 for n in range(200)]
-CLOSE = 2e-4
 COUNT = 6
 
 

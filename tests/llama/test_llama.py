@@ -11,11 +11,8 @@ import pytest
 
 from capt_local.errors import Cancelled, ContextOverflow, NumericalError
 from capt_local.llama.model import LlamaModel
-from tests.llama.conftest import ONE_THREAD
+from tests.llama.conftest import CLOSE, ONE_THREAD, TOKENS
 from tests.tiny_models import WINDOW, tiny_gguf
-
-TOKENS = [(7 * n + n * n) % 300 for n in range(200)]
-CLOSE = 2e-4  # of logits of about 4; other batch shapes add up in another order
 
 
 def rows_one_by_one(model: LlamaModel, tokens: list[int]) -> np.ndarray:

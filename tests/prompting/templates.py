@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}"
     "{% set turns = messages[1:] %}{% set system = messages[0]['content'] %}"

@@ -15,7 +15,7 @@ from capt_local.prompting.build import (
     find_turn_ends,
     vocabulary_with_turn_ends,
 )
-from capt_local.prompting.template import ChatTemplate
+from capt_local.prompting.template import CHATML, ChatTemplate
 from capt_local.tokenization import TextTokenizer, TokenKind, Vocabulary
 from tests.fakes import make_vocabulary
 from tests.prompting import templates
@@ -74,7 +74,7 @@ FAMILIES = {
         ("<|channel|>analysis<|message|>",
          "<|end|><|start|>assistant<|channel|>final<|message|>")),
     "upstage-Solar-Open-100B": ({"<|end|>"}, ("<|think|>", "<|end|><|begin|>assistant<|content|>")),
-    templates.CHATML: ({"<|im_end|>"}, None),
+    CHATML: ({"<|im_end|>"}, None),
     templates.UNHEARD: ({"[STOP]"}, ("[MUSE]", "[/MUSE]")),
 }  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_a_template_may_open_the_reasoning(family: str, opened: bool) -> None:
 
 def test_the_vocabulary_ends_where_the_template_does_but_not_inside_reasoning() -> None:
     file = ModelFile(role="target", path=Path("model.gguf"), size=1)
-    for source, ends in ((templates.CHATML, {EOS, "<|im_end|>"}),
+    for source, ends in ((CHATML, {EOS, "<|im_end|>"}),
                          (published("openai-gpt-oss-120b"), {EOS, "<|return|>"}),
                          ("{{ broken", {EOS})):  # fmt: skip
         found = Marked(source)
@@ -123,7 +123,7 @@ def test_the_vocabulary_ends_where_the_template_does_but_not_inside_reasoning() 
 
 
 def test_reasoning_that_is_mentioned_but_not_marked_is_told() -> None:
-    for source, told in ((templates.CHATML, 0), (templates.CHATML + "{# enable_thinking #}", 1)):
+    for source, told in ((CHATML, 0), (CHATML + "{# enable_thinking #}", 1)):
         notices = Marked(source).builder(source).prompt("x", raw=False).notices
         assert sum("mentions reasoning" in notice for notice in notices) == told
 

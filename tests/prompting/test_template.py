@@ -69,10 +69,7 @@ def test_scaffolding_of_a_conversation(source: str, expected: str) -> None:
 def test_without_a_system_role_its_text_precedes_the_user_s(source: str, expected: str) -> None:
     found = ChatTemplate(source, bos="<s>", role="expert").scaffold(SHORT)
     assert shown(found.parts) == expected
-    assert found.notices == (
-        "The chat template of the expert takes no system message at the beginning: the system "
-        "text stands in front of the first user message instead.",
-    )
+    assert len(found.notices) == 1 and "the expert takes no system message" in found.notices[0]
 
 
 EACH = "{%% for m in messages %%}{{ %s }}{%% endfor %%}"
