@@ -209,7 +209,7 @@ def codec_name(encoding: str | None) -> str | None:
     return codec.name
 
 
-class _Reply(msgspec.Struct):
+class Reply(msgspec.Struct):
     """What the confined process answers."""
 
     refused: str = ""
@@ -232,7 +232,7 @@ def _parsed(data: bytes, kind: str, codec: str | None, what: str) -> Document:
             "let it. Give plain text."
         )
     try:
-        reply = msgspec.json.decode(answer, type=_Reply)
+        reply = msgspec.json.decode(answer, type=Reply)
     except (msgspec.DecodeError, ValueError):
         raise DocumentError(what, "cannot be read: it ended the process that reads it") from None
     if reply.refused:

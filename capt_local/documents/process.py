@@ -6,16 +6,16 @@ lines, and nothing stays of scripts and styles.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 
+import msgspec
 import pypdfium2 as pdfium
 from pypdfium2 import raw
 
-from capt_local.documents.document import Found, Refused, raised, tidy
+from capt_local.documents.document import Found, Refused, Reply, raised, tidy
 from capt_local.hardening import be_first_to_go, confine, limit_memory, own_streams
 
 MOST_CHARACTERS = 8 << 20
@@ -59,7 +59,7 @@ def _answer(reader: Callable[..., None], data: bytes, codec: str | None) -> byte
         reason = "deep"
     except Exception:  # what a parser trips over; the text of such an error may hold a note's
         reason = "damaged"
-    return json.dumps({"refused": reason}).encode()
+    return msgspec.json.encode(Reply(refused=reason))
 
 
 def _reply(found: Found) -> bytes:
@@ -75,13 +75,9 @@ def _reply(found: Found) -> bytes:
     for page in pages:
         spans.append((at, at + len(page)))
         at += len(page) + 2
-    return json.dumps(
-        {
-            "text": "\n\n".join(pages),
-            "pages": spans if found.paged else [],
-            "notices": list(found.notices.items()),
-        }
-    ).encode()
+    notices = list(found.notices.items())
+    reply = Reply(text="\n\n".join(pages), pages=spans if found.paged else [], notices=notices)
+    return msgspec.json.encode(reply)
 
 
 # --- PDF -----------------------------------------------------------------------------------------
