@@ -195,7 +195,7 @@ class Lanes:
         numbers = sorted(lane.number for lane in used)
         count, sizes, kernels = len(self.slots), self.sizes, self._kernels
         packed = cost_of(tuple(range(len(numbers))), count, sizes, kernels)
-        if not self._fills or packed >= cost_of(tuple(numbers), count, sizes, kernels):
+        if not self.can_rewind or packed >= cost_of(tuple(numbers), count, sizes, kernels):
             return
         holes = sorted(set(range(len(numbers))).difference(numbers))
         for hole, number in zip(holes, numbers[-len(holes) :], strict=True):
