@@ -22,7 +22,7 @@ from capt_local.decoding.batching import BatchScheduler, Request, RequestResult
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, first_pair_notice, read_by
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method, with_arguments
-from capt_local.decoding.prompt_weights import Evidence, Memory
+from capt_local.decoding.prompt_weights import Memory
 from capt_local.decoding.proxy import LogitsCache
 from capt_local.decoding.scoring import (
     Answers,
@@ -103,7 +103,10 @@ class Runtime:
         }
         self._current: Generation | None = None
         self._memory = Memory()
-        self._builder = EnsembleBuilder(self._caches, self._tokenizers, self._missing)
+        missing = "The bundle {} has no {}: give --expert and --base, or use --method target."
+        self._builder = EnsembleBuilder(
+            self._caches, self._tokenizers, lambda role: missing.format(bundle.id, role)
+        )
         self._open = True
         self._lanes: dict[str, Lanes] = {}
         self._lane_count = 0
@@ -290,12 +293,8 @@ class Runtime:
         """
         self._check_open()
         refuse_nul(text, "The text")
-        options = options or GenerateOptions()
-        ensemble = self._begin(options, cancel, scoring=True)
-        evidence = None
-        if ensemble.mixes:
-            evidence = Evidence(len(ensemble.exponents), options.combine.forgetting)
-        return score_text(ensemble, self._tokenizers, text, evidence, cancel)
+        ensemble = self._begin(options or GenerateOptions(), cancel, scoring=True)
+        return score_text(ensemble, self._tokenizers, text, cancel)
 
     def score_answer(
         self,
@@ -474,12 +473,6 @@ class Runtime:
             lanes.close()
         self._lanes.clear()
         self._lane_count = 0
-
-    def _missing(self, role: str) -> str:
-        return (
-            f"The bundle {self.bundle.id} has no {role}: give --expert and --base, or use "
-            "--method target."
-        )
 
 
 class ManyResults(Iterator[RequestResult]):

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from capt_local.decoding.combine import Distribution, as_candidates
+from capt_local.decoding.combine import Candidates, Distribution, plausible
 from capt_local.tokenization import FloatArray, IntArray, Row, Tokenize, TokenKind, Vocabulary
 
 
@@ -55,7 +55,9 @@ class Choices:
 
     def over(self, row: Row) -> Distribution:
         """The distribution with the leading model's own row, without a contrast."""
-        own, count = as_candidates(row, self.tokens), len(self.tokens)
+        every, count = plausible(row, 0.0), len(self.tokens)
+        rest = max(0.0, 1.0 - float(np.exp(every.logp[np.unique(self.tokens)]).sum()))
+        own = Candidates(self.tokens, every.logp[self.tokens], rest, every.log_total)
         nothing, members = np.empty((0, count)), self.logp[None, :]
         return Distribution(own, np.zeros(count), self.logp, row, members, nothing, self.outside)
 

@@ -447,8 +447,7 @@ class BatchScheduler:
             return self._cancel() or (own is not None and own())
 
         caches = self._kept[place] if self._kept else self._new_caches(place)
-        builder = self._builder.with_caches(caches)
-        ensemble = builder.build(options)
+        ensemble = self._builder.build(options, caches)
         prompts = {
             each.role: self._prompt_of(
                 each.role, *read_by(options.method, each.role, request.prompt, raw=request.raw)
@@ -462,12 +461,11 @@ class BatchScheduler:
         if self._kept:
             place = self._best_place(prompts, options, request.owner)
             memory = self._memories[place]
-            builder = self._builder.with_caches(self._kept[place])
-            ensemble = builder.build(options)
+            ensemble = self._builder.build(options, self._kept[place])
         for each in ensemble.models:
             each.set_adapter_scales(options.scales_of(each.role))
         self._watch(place, cancel)
-        notices = builder.notices(options.method)
+        notices = self._builder.notices(options.method)
         # Drafts would use what the others leave idle. There is nothing idle here.
         generation = Generation(ensemble, prompts, options, cancel, memory, notices, drafts=False)
         if not self._kept:

@@ -83,13 +83,6 @@ def plausible(logits: Row, plausibility: float) -> Candidates:
     return Candidates(tokens.astype(np.int32), logp, rest, log_total)
 
 
-def as_candidates(row: Row, tokens: IntArray) -> Candidates:
-    """Any tokens, in their order, with their log-probabilities under the leading model."""
-    every = plausible(row, 0.0)
-    rest = max(0.0, 1.0 - float(np.exp(every.logp[np.unique(tokens)]).sum()))
-    return Candidates(tokens, every.logp[tokens], rest, every.log_total)
-
-
 class Products(NamedTuple):
     """Several distributions over the candidates.
 

@@ -385,13 +385,6 @@ class EnsembleBuilder:
         self._alignments: list[tuple[str, TextTokenizer, Alignment]] = []
         self._strings: dict[str, TokenStrings] = {}
 
-    def with_caches(self, caches: Mapping[str, LogitsCache]) -> EnsembleBuilder:
-        """The same for other contexts on the same models; the tables are shared."""
-        other = EnsembleBuilder(caches, self._tokenizers, self._hint)
-        other._events, other._alignments = self._events, self._alignments
-        other._strings = self._strings
-        return other
-
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The roles of each pair of expert and base."""
@@ -403,11 +396,18 @@ class EnsembleBuilder:
         proxies = {"expert", "base"} & set(method.roles or ())
         return [first_pair_notice(len(self.pairs))] if proxies and len(self.pairs) > 1 else []
 
-    def build(self, options: GenerateOptions, *, scoring: bool = False) -> Ensemble:
+    def build(
+        self,
+        options: GenerateOptions,
+        caches: Mapping[str, LogitsCache] | None = None,
+        *,
+        scoring: bool = False,
+    ) -> Ensemble:
         """The models that a method needs, in their places.
 
         Args:
             options: the method and the weights.
+            caches: other contexts of the same models, by role.
             scoring: the form of a published method that gives every token some probability,
                 instead of the one that it generates with (docs/method.md).
 
@@ -415,7 +415,7 @@ class EnsembleBuilder:
             UsageError: the method needs a model that is not there, or one vocabulary where there
                 are two.
         """
-        method, combine = options.method, options.combine
+        method, combine, caches = options.method, options.combine, caches or self._caches
         roles = method.roles or ("target", *(role for pair in self.pairs for role in pair))
         if method is Method.CAPT:
             if len(roles) == 1:
@@ -423,9 +423,9 @@ class EnsembleBuilder:
             if not combine.mixes and is_target_alone(combine.rows((len(roles) - 1) // 2)[0]):
                 roles = ("target",)  # nothing else needs to run, or to be there
         for role in roles:
-            if role not in self._caches:
+            if role not in caches:
                 raise UsageError(self._hint(role))
-        leader, *others = [self._caches[role] for role in roles]
+        leader, *others = [caches[role] for role in roles]
         if not others:
             return Ensemble(leader, (), combine)
         if method in (Method.CAPT, Method.EXPERT_LED, Method.DUO):

@@ -55,12 +55,12 @@ def score_text(
     ensemble: Ensemble,
     tokenizers: Tokenizers,
     text: bytes,
-    evidence: Evidence | None = None,
     cancel: Cancel | None = None,
 ) -> TextScore:
     """Scores a text (UTF-8) from its beginning.
 
-    With `evidence`, each token is predicted with the weights from the tokens before it.
+    Weights that are not fixed follow it: each token is predicted with those that the tokens before
+    it give.
 
     Raises:
         Cancelled: `cancel`, which is asked at every token, said so.
@@ -72,12 +72,14 @@ def score_text(
         tokens = tokenizers[role].encode(text, start=True)
     except UnspellableByte as error:
         raise UnspellableText(role, error.byte) from None
-    nats, windows = 0.0, 0
+    nats, windows, evidence = 0.0, 0, None
     for place, token in enumerate(tokens):
         if not place or ensemble.tokens_left <= MARGIN:
             prompts = opening(ensemble.models, tokenizers, first=not place)
             ensemble.start(prompts, MARGIN + 1, exact=False)
             windows += 1
+            if ensemble.mixes and evidence is None:
+                evidence = Evidence(len(ensemble.exponents), ensemble.options.forgetting)
         if evidence is not None:
             ensemble.weights = evidence.weights
         here = _distribution(ensemble, tokens[place:-1], cancel)

@@ -20,7 +20,6 @@ from capt_local.decoding.options import (
     Speed,
     Structure,
 )
-from capt_local.decoding.prompt_weights import Evidence
 from capt_local.decoding.scoring import score_text
 from tests.decoding.answers import Habit, Told, lettered, nothing_is_left_of_drafts, tell
 from tests.decoding.test_many import TEXTS, Desk, check
@@ -235,8 +234,7 @@ def test_scores_of_known_text_are_of_all_models_at_any_speed() -> None:
         options = dataclasses.replace(FAST, speed=speed, combine=CombineOptions())
         made = assembly(trio(2)).build(options, scoring=True)
         tokenizers = {each.role: text_tokenizer(each.model) for each in made.models}  # type: ignore
-        evidence = Evidence(len(made.exponents))
-        found[speed] = score_text(made, tokenizers, b"abc ab ca bc abc cab ab b", evidence)
+        found[speed] = score_text(made, tokenizers, b"abc ab ca bc abc cab ab b")
     assert found[Speed.FAST] == found[Speed.EXACT_STEPS]
 
 

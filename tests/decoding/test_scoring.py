@@ -39,13 +39,11 @@ WORDS = make_vocabulary([*"abcdr", "car", "card", "ab", "bcd"], all_bytes=False)
 
 
 def text_nats(
-    trio: Ensemble,
-    tokenizers: Mapping[str, TextTokenizer],
-    text: bytes,
-    evidence: Evidence | None = None,
+    trio: Ensemble, tokenizers: Mapping[str, TextTokenizer], text: bytes
 ) -> tuple[float, int]:
     """-log p of a text, and the number of its windows."""
     nats, windows = 0.0, 0
+    evidence = Evidence(len(trio.exponents)) if trio.mixes else None
     for place, token in enumerate(tokenizers[trio.leader.role].encode(text, start=True)):
         if place == 0 or trio.tokens_left <= MARGIN:
             trio.start(opening(trio.models, tokenizers, first=place == 0), reserve=MARGIN + 1)
@@ -95,10 +93,8 @@ def test_one_pass_gives_what_steps_give(
         return make_trio(target, *proxies, options)
 
     one, other = trio(can_rewind), trio(True)
-    count = len(one.exponents)
-    got = score_text(one, tokenizers(one), text * 3, Evidence(count) if weighs else None)
-    evidence = Evidence(count) if weighs else None
-    nats, windows = text_nats(other, tokenizers(other), text * 3, evidence)
+    got = score_text(one, tokenizers(one), text * 3)
+    nats, windows = text_nats(other, tokenizers(other), text * 3)
     assert got.nats == pytest.approx(nats, rel=1e-6)
     assert got.windows == windows
 
@@ -111,10 +107,8 @@ def test_every_method_is_scored_as_step_by_step(method: Method) -> None:
     text = b"abc the cardiac card\n\nabcab the abc" * 2
     trio = assembly(models).build(GenerateOptions(method=method), scoring=True)
     names = {role: text_tokenizer(model) for role, model in models.items()}
-    evidence = Evidence(len(trio.exponents)) if trio.mixes else None
-    got = score_text(trio, names, text, evidence)
-    evidence = Evidence(len(trio.exponents)) if trio.mixes else None
-    assert got.nats == pytest.approx(text_nats(trio, names, text, evidence)[0], rel=1e-6)
+    got = score_text(trio, names, text)
+    assert got.nats == pytest.approx(text_nats(trio, names, text)[0], rel=1e-6)
 
 
 def test_known_text_goes_through_the_models_in_batches() -> None:

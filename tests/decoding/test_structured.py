@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capt_local.decoding.combine import Distribution, as_candidates
+from capt_local.decoding.baselines import Choices
+from capt_local.decoding.combine import Distribution
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import CombineOptions, FinishReason, GenerateOptions, SampleOptions
@@ -496,8 +497,8 @@ def test_a_token_of_probability_0_is_never_chosen(temperature: float) -> None:
     vocabulary = make_vocabulary(list("abc"), all_bytes=False)
     row = np.array([-9.0, -9.0, 1.0, 2.0, 0.5], np.float32)
     tokens = np.array([2, 3, 4], np.int32)
-    own = as_candidates(row, tokens)
     nothing = np.array([0.0, -np.inf, -np.inf])
+    own = Choices(tokens, nothing).over(row).candidates
 
     def distribution(only: Any = None, *, alone: bool = False) -> Distribution:
         logp = own.logp if alone else nothing
