@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from capt_local.cli.exits import ExitCode, Interrupt, code_for, line_for
-from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
+from capt_local.cli.options import ModelFlags, SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.decoding.scoring import as_utf8
@@ -185,8 +185,8 @@ class CaptLocal(LM):
         flags = given.flags()
         bundle = find_bundle(flags)
         alpha = None if given.alpha is None else str(given.alpha)
-        how = MethodFlags(method=given.method, alpha=alpha, plausibility=given.plausibility)
-        options = generate_options(bundle, how, SampleFlags(seed=given.seed), 0)
+        how = SampleFlags(alpha=alpha, plausibility=given.plausibility, seed=given.seed)
+        options = generate_options(bundle, how, method=given.method)
         # To the last bit the same each time; drafts may change that.
         self.options = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
         self._screen = Screen.standard()

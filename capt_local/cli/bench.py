@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.exits import ExitCode, Interrupt
-from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
+from capt_local.cli.options import JsonFlags, ModelFlags, SampleFlags, ViewFlags, flag
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import MemoryShortage, UsageError
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 REPETITIONS, ANSWER_TOKENS = 5, 128
 
 
-@dataclass(frozen=True, slots=True)
-class BenchFlags:
-    """What is measured on, and the form of the result."""
+@dataclass(frozen=True, kw_only=True)
+class BenchFlags(JsonFlags, ModelFlags, SampleFlags, ViewFlags):
+    """What is measured, and on flags."""
 
     modes: str | None = flag(
         "--modes A,B,...",
@@ -60,12 +60,9 @@ class BenchFlags:
         "Also answer N prompts at once, against the same ones one at a time.",
         min=2,
     )
-    json: bool = setting("--json", "Write a JSON object.", False)
 
 
-def bench(
-    what: BenchFlags, model: ModelFlags, how: CombineFlags, sample: SampleFlags, view: ViewFlags
-) -> int:
+def bench(flags: BenchFlags) -> int:
     """Prompt and answer speed of every way of answering, and their ratios answer by answer.
 
     Modes: target (alone), llama (the same through llama-cpp-python itself), exact-steps (the three,
@@ -79,25 +76,24 @@ def bench(
     """
     import psutil
 
-    screen = Screen.standard(view.verbose)
-    if what.prompts is None and (what.limit or what.parallel):
+    screen = Screen.standard(flags.verbose)
+    if flags.prompts is None and (flags.limit or flags.parallel):
         raise UsageError("--limit and --parallel are about prompts; give also --prompts.")
     prompts: list[BenchPrompt] = []
-    for number, path in enumerate(what.prompts or (), 1):
-        prompts += read_prompts(path, f"File {number} of --prompts", what.limit)
-    bundle = find_bundle(model)
-    most = ANSWER_TOKENS if sample.max_tokens is None else sample.max_tokens
-    sample = dataclasses.replace(sample, max_tokens=most)
-    wanted = _modes(what.modes, bundle, how, sample)
-    if what.parallel is not None and STEPS not in wanted:
+    for number, path in enumerate(flags.prompts or (), 1):
+        prompts += read_prompts(path, f"File {number} of --prompts", flags.limit)
+    bundle = find_bundle(flags)
+    most = ANSWER_TOKENS if flags.max_tokens is None else flags.max_tokens
+    wanted = _modes(dataclasses.replace(flags, max_tokens=most), bundle)
+    if flags.parallel is not None and STEPS not in wanted:
         raise UsageError(f"--parallel is compared with {STEPS}: name that in --modes, too.")
     alone = all(each.method is Method.TARGET for each in wanted.values())
     needed = Method.TARGET if alone else Method.CAPT
     with Interrupt() as interrupt:
-        session = open_session(bundle, model, screen, interrupt, wanted=needed)
+        session = open_session(bundle, flags, screen, interrupt, wanted=needed)
         with session.runtime as runtime:
             found = _measure(
-                session, prompts or [invented_prompt()] * REPETITIONS, wanted, what.parallel
+                session, prompts or [invented_prompt()] * REPETITIONS, wanted, flags.parallel
             )
             options = next(iter(wanted.values()))
             threads = session.load.threads or physical_cores()
@@ -107,7 +103,7 @@ def bench(
     figures, ratios = found.figures(), found.ratios()
     if not any(each["tokens"] for each in figures.values()):
         raise UsageError("Every answer ended with its first token: nothing to measure.")
-    if what.json:
+    if flags.json:
         kind = "prompts" if prompts else "invented text"
         result: dict[str, Any] = {
             "modes": figures,
@@ -131,22 +127,20 @@ def bench(
     return ExitCode.OK
 
 
-def _modes(
-    names: str | None, bundle: Bundle, how: CombineFlags, sample: SampleFlags
-) -> dict[str, GenerateOptions]:
+def _modes(flags: BenchFlags, bundle: Bundle) -> dict[str, GenerateOptions]:
     """The modes that were asked for, or those of the default that the bundle can do."""
-    options = generate_options(bundle, how, sample, 0, Method.TARGET)
+    options = generate_options(bundle, flags, method=Method.TARGET)
     known = {TARGET: dataclasses.replace(options, speed=Speed.EXACT_STEPS)}
     if not options.sample.temperature:  # the binding draws in its own way
         known[LLAMA] = known[TARGET]
     if "expert" in bundle.models:
-        together = generate_options(bundle, how, sample, 0, Method.CAPT)
+        together = generate_options(bundle, flags, method=Method.CAPT)
         for speed in (Speed.EXACT_STEPS, Speed.AUTO, Speed.FAST):
             known[str(speed)] = dataclasses.replace(together, speed=speed)
-    if names is None:
+    if flags.modes is None:
         return known
     found: dict[str, GenerateOptions] = {}
-    for number, name in enumerate(map(str.strip, names.split(",")), 1):
+    for number, name in enumerate(map(str.strip, flags.modes.split(",")), 1):
         if name not in known or name in found:
             what = "comes twice" if name in found else "is none of this run"
             raise UsageError(f"Number {number} of --modes {what}; there are {', '.join(known)}.")

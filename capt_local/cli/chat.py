@@ -29,18 +29,7 @@ from capt_local.chat import (
 )
 from capt_local.cli.exits import ExitCode, Leave, Signals, line_for, wants_traceback
 from capt_local.cli.files import OutputFile, checked
-from capt_local.cli.options import (
-    AnswerFlags,
-    EncodingFlags,
-    MethodFlags,
-    ModelFlags,
-    SampleFlags,
-    StructureFlags,
-    SystemFlags,
-    TemplateFlags,
-    ViewFlags,
-    setting,
-)
+from capt_local.cli.options import AnswerFlags, ModelFlags, ViewFlags, setting
 from capt_local.cli.session import (
     Session,
     Writer,
@@ -73,36 +62,17 @@ _BANNER = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ChatFlags:
-    """How long the conversation stays."""
+@dataclass(frozen=True, kw_only=True)
+class ChatFlags(ModelFlags, AnswerFlags, ViewFlags):
+    """With which models, how they answer, and how long the conversation stays."""
 
     idle_timeout: float | None = setting(
         "--idle-timeout MINUTES",
         "Forget the conversation when nothing is typed for so long. Default: never.",
     )
 
-    @property
-    def idle_seconds(self) -> float | None:
-        """`--idle-timeout` in seconds. Raises UsageError if it has no meaning."""
-        minutes = self.idle_timeout
-        if minutes is not None and not 0 < minutes < math.inf:
-            raise UsageError("--idle-timeout takes minutes above 0.")
-        return None if minutes is None else 60 * minutes
 
-
-def chat(
-    model: ModelFlags,
-    how_long: ChatFlags,
-    system: SystemFlags,
-    bytes_: EncodingFlags,
-    template: TemplateFlags,
-    how: MethodFlags,
-    sample: SampleFlags,
-    form: StructureFlags,
-    thought: AnswerFlags,
-    view: ViewFlags,
-) -> int:
+def chat(flags: ChatFlags) -> int:
     """A conversation; /help in it lists the commands, /why shows what the expert changed.
 
     Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
@@ -111,43 +81,40 @@ def chat(
       capt-local chat --system "Answer in one sentence."
       capt-local chat --idle-timeout 10 --alpha 0.5
     """
-    screen = Screen.standard(view.verbose)
+    screen = Screen.standard(flags.verbose)
     if sys.stdin is None or not (sys.stdin.buffer.isatty() and screen.on_terminal):
         raise UsageError(
             "chat needs a terminal. For text of a file or a pipe use generate, for many batch."
         )
-    text, idle = system.text(), how_long.idle_seconds
-    shape, source = form.structure(), template.source()
-    bundle = find_bundle(model)
-    options = thought.added(generate_options(bundle, how, sample, REPORTED), shape)
+    if flags.idle_timeout is not None and not 0 < flags.idle_timeout < math.inf:
+        raise UsageError("--idle-timeout takes minutes above 0.")
+    system, template, bundle = flags.system_text(), flags.template_source(), find_bundle(flags)
+    options = generate_options(bundle, flags, REPORTED)
     screen.notes(doubts(options))
     with Signals() as signals:
         try:
             session = open_session(
-                bundle, model, screen, signals, wanted=options.method, template=source
+                bundle, flags, screen, signals, wanted=options.method, template=template
             )
         except Cancelled:
             if signals.code is None:
                 raise
             return signals.code
         with session.runtime:
-            talk = Talk(session, signals, options, text, thought.writer(screen), bytes_.encoding)
-            return _converse(talk, signals, idle)
+            think = flags.thought_writer(screen)
+            talk = Talk(session, signals, options, system, think, flags.encoding)
+            idle = None if flags.idle_timeout is None else 60 * flags.idle_timeout
+            from capt_local.report.input_line import InputLine
 
-
-def _converse(talk: Talk, signals: Signals, idle: float | None) -> int:
-    """Runs the conversation; a terminal that has gone is left without a word."""
-    from capt_local.report.input_line import InputLine
-
-    try:
-        return _Terminal(talk, signals, InputLine(offers, idle), idle).run()
-    except Leave:
-        pass
-    except (CaptError, OSError):
-        if signals.code is None:
-            raise
-        drop_output()
-    return signals.code or ExitCode.OK
+            try:
+                return _Terminal(talk, signals, InputLine(offers, idle), idle).run()
+            except Leave:
+                pass
+            except (CaptError, OSError):
+                if signals.code is None:
+                    raise
+                drop_output()  # a terminal that has gone is left without a word
+            return signals.code or ExitCode.OK
 
 
 class _Terminal:

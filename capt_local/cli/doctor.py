@@ -8,6 +8,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,16 +52,26 @@ _BYTES_OF_A_CANDIDATE = 96
 _CANDIDATES = 8192
 
 
-def doctor(model: ModelFlags, template: TemplateFlags, how: JsonFlags, view: ViewFlags) -> int:
+@dataclass(frozen=True, kw_only=True)
+class DoctorFlags(JsonFlags, ModelFlags, TemplateFlags, ViewFlags):
+    """Which bundle is looked at, and how findings are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFlags(JsonFlags, ViewFlags):
+    """How settings are shown."""
+
+
+def doctor(flags: DoctorFlags) -> int:
     """What runs here: versions, backend, memory; whether a bundle is whole and fits.
 
     Exit code 0 without problems, 3 when the bundle is broken, 4 when it does not fit into memory, 2
     when the site forbids it or a file of settings is not understood.
     """
-    screen = Screen.standard(view.verbose)
+    screen = Screen.standard(flags.verbose)
     found = Diagnosis()
-    found.examine(model, template.source())
-    if how.json:
+    found.examine(flags, flags.template_source())
+    if flags.json:
         about = {"ok": not found.problems, "exit_code": int(found.code), **found.facts}
         about |= {"warnings": found.warnings, "problems": found.problems}
         screen.line(dumps(about, indent=2))
@@ -452,13 +463,13 @@ def _swaps() -> Iterator[tuple[str, bool]]:
         yield name, device.startswith("zram") or uuid.startswith("CRYPT-")
 
 
-def config_show(how: JsonFlags, view: ViewFlags) -> int:
+def config_show(flags: ConfigFlags) -> int:
     """Every setting, its value, and whether site, user or environment set it.
 
     A flag wins over the environment, that over the user's file, that over the site's. Values are
     shown as they are; a verb checks them when it uses them.
     """
-    screen = Screen.standard(view.verbose)
+    screen = Screen.standard(flags.verbose)
     files = SettingsFiles.read()
     known = {"models": DeclaredOption("models", "models", MODELS_VARIABLE, str, several=True)}
     for file in (files.site, files.user):
@@ -481,7 +492,7 @@ def config_show(how: JsonFlags, view: ViewFlags) -> int:
             "variable": option.variable,
         }
     limits = files.site.limits
-    if how.json:
+    if flags.json:
         about = {
             "files": {
                 name.lower(): {"path": str(file.path), "exists": file.exists}

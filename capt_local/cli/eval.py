@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 from capt_local.cli.exits import ExitCode, Interrupt
 from capt_local.cli.options import (
     BestOfFlags,
-    CombineFlags,
+    JsonFlags,
     ModelFlags,
     SampleFlags,
     StructureFlags,
     ViewFlags,
     argument,
     flag,
-    setting,
 )
 from capt_local.cli.session import (
     Session,
@@ -32,7 +31,7 @@ from capt_local.cli.session import (
     open_session,
     pinned_date,
 )
-from capt_local.decoding.options import GenerateOptions, Method, Speed, Structure
+from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import UsageError
 from capt_local.evaluate import ChoiceBy
 from capt_local.provenance import provenance
@@ -66,8 +65,8 @@ _LEGEND = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EvalFlags:
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags(JsonFlags, ModelFlags, SampleFlags, BestOfFlags, StructureFlags, ViewFlags):
     """Which tasks and methods, how items are asked, and where results go."""
 
     more_tasks: list[Path] | None = argument("[TASK]...", "More tasks, as --task.")
@@ -101,7 +100,6 @@ class EvalFlags:
         "--log-samples FILE",
         "Write every answer here. This file holds patient text if the tasks do (mode 0600).",
     )
-    json: bool = setting("--json", "Write a JSON object.", False)
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -114,15 +112,7 @@ class EvalFlags:
         return None if self.methods is None else [n.strip() for n in self.methods.split(",")]
 
 
-def eval(
-    what: EvalFlags,
-    model: ModelFlags,
-    how: CombineFlags,
-    sample: SampleFlags,
-    several: BestOfFlags,
-    form: StructureFlags,
-    view: ViewFlags,
-) -> int:
+def eval(flags: EvalFlags) -> int:
     """Tasks under several methods in one table, with 95 % intervals of what they gain.
 
     Classifications have accuracy and macro-F1, generations ROUGE (or, with "measure": "fields" and
@@ -143,21 +133,21 @@ def eval(
     from capt_local.evaluate.tasks import Kind
     from capt_local.rerank import open_scorer
 
-    screen = Screen.standard(view.verbose)
-    tasks = _read_tasks(what, sample.seed)
-    bundle = find_bundle(model)
-    plan = _plan(what, bundle, how, sample, several, form.structure())
+    screen = Screen.standard(flags.verbose)
+    tasks = _read_tasks(flags)
+    bundle = find_bundle(flags)
+    plan = _plan(flags, bundle)
     plan.check(tasks)
-    if what.names is not None and what.against not in what.names:
-        screen.note(f"note: the {what.against} is run too, since intervals are against it.")
+    if flags.names is not None and flags.against not in flags.names:
+        screen.note(f"note: the {flags.against} is run too, since intervals are against it.")
     wanted = Method.TARGET if set(plan.methods) == {TARGET} else Method.CAPT
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
-        scorer = open_scorer(several.scorer, bundle, model.verify)
+        scorer = open_scorer(flags.scorer, bundle, flags.verify)
         if scorer is not None:
             plan = dataclasses.replace(plan, scorer=stack.enter_context(scorer))
-        settings = _settings(what, tasks, plan, sample.seed)
-        model, results_file, samples = _open_files(what, bundle, model, settings, stack)
-        session = open_session(bundle, model, screen, interrupt, wanted=wanted, scores=True)
+        settings = _settings(flags, tasks, plan)
+        flags, results_file, samples = _open_files(flags, bundle, settings, stack)
+        session = open_session(bundle, flags, screen, interrupt, wanted=wanted, scores=True)
         with session.runtime:
             asks = any(task.kind is not Kind.PERPLEXITY for task in tasks)
             _check_methods(session, plan, raw=plan.raw or not asks)
@@ -166,12 +156,12 @@ def eval(
             about = provenance(session.runtime, options, session.load, session.date)
     about = {name: each for name, each in about.items() if name not in ("method", "parameters")}
     summaries = [
-        summarise_task(task, list(plan.methods), results, seed=sample.seed, against=what.against)
+        summarise_task(task, list(plan.methods), results, seed=flags.seed, against=flags.against)
         for task in tasks
     ]
     counts = [one.counts for summary in summaries for one in summary.methods.values()]
     interrupted = any(one.left for one in counts)
-    if what.json:
+    if flags.json:
         screen.line(dumps(as_object(summaries, settings, about, interrupted=interrupted)))
     else:
         screen.show(*_views(summaries))
@@ -180,46 +170,39 @@ def eval(
     unit = 1 if sys.platform == "darwin" else 1 << 10
     screen.note(f"memory of this process at most: {peak * unit / (1 << 20):,.0f} MiB")
     if interrupted:
-        safe = "The same command goes on from here." if what.results else "Nothing was saved."
+        safe = "The same command goes on from here." if flags.results else "Nothing was saved."
         screen.note(f"interrupted. {safe}")
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED_RECORDS if any(one.failed for one in counts) else ExitCode.OK
 
 
-def _read_tasks(what: EvalFlags, seed: int) -> list[EvalTask]:
+def _read_tasks(flags: EvalFlags) -> list[EvalTask]:
     from capt_local.evaluate.tasks import read_task, shortened
 
-    if not what.places:
+    if not flags.places:
         raise UsageError("There is no task. Give at least one with --task.")
     tasks = [
-        read_task(place, limit=what.limit, seed=seed, what=f"Task {number}")
-        for number, place in enumerate(what.places, 1)
+        read_task(place, limit=flags.limit, seed=flags.seed, what=f"Task {number}")
+        for number, place in enumerate(flags.places, 1)
     ]
-    return [shortened(task, what.max_input_bytes) for task in tasks]
+    return [shortened(task, flags.max_input_bytes) for task in tasks]
 
 
-def _plan(
-    what: EvalFlags,
-    bundle: Bundle,
-    how: CombineFlags,
-    sample: SampleFlags,
-    several: BestOfFlags,
-    structure: Structure | None,
-) -> EvalPlan:
+def _plan(flags: EvalFlags, bundle: Bundle) -> EvalPlan:
     """How answers are made: step by step, so that a resumed run is the same to the last bit."""
     from capt_local.evaluate.run import BEST, EvalPlan
 
-    methods = _methods(what.names, bundle, what.against)
+    methods, structure = _methods(flags.names, bundle, flags.against), flags.structure()
 
     def options(method: Method, temp: float) -> GenerateOptions:
-        drawn = dataclasses.replace(sample, temp=temp)
-        made = generate_options(bundle, how, drawn, 0, method)
+        drawn = dataclasses.replace(flags, temp=temp)
+        made = generate_options(bundle, drawn, method=method)
         return dataclasses.replace(made, speed=Speed.EXACT_STEPS, structure=structure)
 
-    each = {method.value: options(method, sample.temp or 0.0) for method in methods}
-    if several.best_of != 1:
-        each |= {f"{one}{BEST}": options(one, sample.temp or 1.0) for one in methods}
-    several.check(next(reversed(each.values())))
+    each = {method.value: options(method, flags.temp or 0.0) for method in methods}
+    if flags.best_of != 1:
+        each |= {f"{one}{BEST}": options(one, flags.temp or 1.0) for one in methods}
+    flags.check_best_of(next(reversed(each.values())))
     if "expert" not in bundle.models and set(each) != {TARGET}:
         raise UsageError(
             f"The bundle {bundle.id} has a target alone: --methods can only be target. "
@@ -227,10 +210,10 @@ def _plan(
         )
     return EvalPlan(
         methods=each,
-        best_of=several.best_of,
-        choice=what.choice,
-        raw=what.raw,
-        max_tokens=sample.max_tokens,
+        best_of=flags.best_of,
+        choice=flags.choice,
+        raw=flags.raw,
+        max_tokens=flags.max_tokens,
     )
 
 
@@ -250,15 +233,13 @@ def _methods(names: list[str] | None, bundle: Bundle, against: Method) -> list[M
     return found if against in found else [against, *found]
 
 
-def _settings(
-    what: EvalFlags, tasks: Sequence[EvalTask], plan: EvalPlan, seed: int
-) -> dict[str, Any]:
+def _settings(flags: EvalFlags, tasks: Sequence[EvalTask], plan: EvalPlan) -> dict[str, Any]:
     """Tasks and parameters by name; no text of prompts, items or stop strings."""
     best = {"best_of": plan.best_of, "scorer": plan.scorer and plan.scorer.digest}
     return {
-        "seed": seed,
-        "limit": what.limit,
-        "max_input_bytes": what.max_input_bytes,
+        "seed": flags.seed,
+        "limit": flags.limit,
+        "max_input_bytes": flags.max_input_bytes,
         "choice": str(plan.choice),
         "raw": plan.raw,
         "max_tokens": plan.max_tokens,
@@ -304,12 +285,11 @@ def fingerprint(
 
 
 def _open_files(
-    what: EvalFlags,
+    flags: EvalFlags,
     bundle: Bundle,
-    model: ModelFlags,
     settings: Mapping[str, Any],
     stack: contextlib.ExitStack,
-) -> tuple[ModelFlags, ResultsFile | None, SampleLog | None]:
+) -> tuple[EvalFlags, ResultsFile | None, SampleLog | None]:
     """Opens the files of --results and --log-samples; `stack` closes them.
 
     The flags come back with the day that chat templates take for today: the whole run has one, also
@@ -319,22 +299,22 @@ def _open_files(
     from capt_local.evaluate.run import ResultsFile, SampleLog
 
     results = samples = before = None
-    if what.results is not None:
-        results = stack.enter_context(contextlib.closing(ResultsFile(what.results)))
+    if flags.results is not None:
+        results = stack.enter_context(contextlib.closing(ResultsFile(flags.results)))
         before = results.fingerprint
-    pinned = pinned_date(model)
+    pinned = pinned_date(flags)
     date = pinned.isoformat() if pinned else datetime.date.today().isoformat()
     if before and pinned is None:
         date = str(before.get("date"))
     if results is not None:
-        load = load_options(model, bundle)
+        load = load_options(flags, bundle)
         results.begin(fingerprint(settings, bundle, load, date), differences)
-    if what.log_samples is not None:
-        if what.results is not None and what.log_samples.absolute() == what.results.absolute():
+    if flags.log_samples is not None:
+        if flags.results is not None and flags.log_samples.absolute() == flags.results.absolute():
             raise UsageError("--results and --log-samples name the same file.")
-        log = SampleLog(what.log_samples, resumed=before is not None)
+        log = SampleLog(flags.log_samples, resumed=before is not None)
         samples = stack.enter_context(contextlib.closing(log))
-    return dataclasses.replace(model, date=date), results, samples
+    return dataclasses.replace(flags, date=date), results, samples
 
 
 def _check_methods(session: Session, plan: EvalPlan, *, raw: bool) -> None:

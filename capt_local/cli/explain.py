@@ -22,9 +22,9 @@ _NOTHING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFlags:
-    """Which answer."""
+@dataclass(frozen=True, kw_only=True)
+class ExplainFlags(HtmlFlags, ViewFlags):
+    """Which answer, and where it is explained."""
 
     file: Path | None = argument(
         "FILE",
@@ -33,7 +33,7 @@ class StoredFlags:
     turn: int | None = flag("--turn N", "Which answer of the file. Default: the last.", min=1)
 
 
-def explain(what: StoredFlags, report: HtmlFlags, view: ViewFlags) -> int:
+def explain(flags: ExplainFlags) -> int:
     """Shows which tokens the expert changed, how far, and what the target would have written.
 
     No model is needed: everything stands in the file, the target's own answer too where generate
@@ -43,21 +43,21 @@ def explain(what: StoredFlags, report: HtmlFlags, view: ViewFlags) -> int:
       capt-local generate -f note.txt --json --top-logprobs 3 -o answer.json
       capt-local explain answer.json --html report.html
     """
-    screen = Screen.standard(view.verbose)
+    screen = Screen.standard(flags.verbose)
     file = None
-    if report.html:
+    if flags.html:
         name = "The report (--html)"
-        file = OutputFile(report.html, name, inputs=[what.file], force=report.force)
-    if what.file is None or str(what.file) == "-":
-        found = _stored(stdin_bytes(_NOTHING, wait=what.file is not None))
+        file = OutputFile(flags.html, name, inputs=[flags.file], force=flags.force)
+    if flags.file is None or str(flags.file) == "-":
+        found = _stored(stdin_bytes(_NOTHING, wait=flags.file is not None))
     else:
-        found = _stored(read_bytes(what.file, _WHAT))
-    if what.turn is not None and what.turn > len(found):
+        found = _stored(read_bytes(flags.file, _WHAT))
+    if flags.turn is not None and flags.turn > len(found):
         held = counted(len(found), "answer")
-        raise UsageError(f"--turn {what.turn} is not there: the file holds {held}.")
-    if what.turn is None and len(found) > 1:
+        raise UsageError(f"--turn {flags.turn} is not there: the file holds {held}.")
+    if flags.turn is None and len(found) > 1:
         screen.notes([f"the file holds {len(found)} answers; this is the last (see --turn)."])
-    one = found[(what.turn or len(found)) - 1]
+    one = found[(flags.turn or len(found)) - 1]
     answer = answer_from(one)
     if file is None:
         screen.show(*views(answer))

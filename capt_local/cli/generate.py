@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,17 +21,10 @@ from capt_local.cli.files import (
 from capt_local.cli.options import (
     AnswerFlags,
     BestOfFlags,
-    CombineFlags,
-    EncodingFlags,
     HtmlFlags,
-    MethodFlags,
     ModelFlags,
     SampleFlags,
     SourceFlags,
-    StructureFlags,
-    SystemFlags,
-    TemplateFlags,
-    TextFlags,
     ViewFlags,
     flag,
     setting,
@@ -54,11 +48,31 @@ from capt_local.report.json import REPORTED, Answer, answer_object, dumps, warni
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Pane, Prose, Span
 
+QUESTION = "What brought the patient to the hospital?"
+_MAX_TOKENS = 128
+_CLOSING = Prose.of(
+    "Both answers come from the same prompt. The patient is invented, and the models are small: "
+    "what they write is often wrong and is not medical advice. The note and the question were "
+    "chosen since the difference is easy to see in them; how often the three are better, and how "
+    "often not, was measured: docs/results.md. Your own text: capt-local generate -f note.txt "
+    "--with-target --html report.html"
+)
 
-@dataclass(frozen=True, slots=True)
-class GenerateFlags:
-    """What is made of the prompt, and where the answer goes."""
 
+@dataclass(frozen=True, kw_only=True)
+class GenerateFlags(ModelFlags, AnswerFlags, BestOfFlags, SourceFlags, HtmlFlags, ViewFlags):
+    """The prompt, what is made of it, and where the answer goes."""
+
+    prompt: str | None = flag(
+        "-p --prompt TEXT",
+        "The prompt; '-' reads standard input. Other accounts of this machine can see the "
+        "arguments of a process: for patient text use -f or standard input.",
+    )
+    file: Path | None = flag(
+        "-f --file PATH",
+        "A file that holds the prompt: text, PDF, DOCX, ODT, RTF or HTML; with -p, that text, a "
+        "blank line and the text of the file are the prompt.",
+    )
     raw: bool = setting("--raw", "Continue the text as it is, without a template.", False)
     output: Path | None = flag("-o --output PATH", "Write the answer here (mode 0600).")
     json: bool = setting("--json", "Write a JSON object instead of the text.", False)
@@ -68,22 +82,7 @@ class GenerateFlags:
     )
 
 
-def generate(
-    model: ModelFlags,
-    prompt: TextFlags,
-    bytes_: EncodingFlags,
-    system: SystemFlags,
-    template: TemplateFlags,
-    how: MethodFlags,
-    sample: SampleFlags,
-    several: BestOfFlags,
-    form: StructureFlags,
-    thought: AnswerFlags,
-    sources: SourceFlags,
-    output: GenerateFlags,
-    report: HtmlFlags,
-    view: ViewFlags,
-) -> int:
+def generate(flags: GenerateFlags) -> int:
     """One answer to a prompt: the answer on standard output, everything else on standard error.
 
     Examples:
@@ -93,72 +92,67 @@ def generate(
       cat note.txt | capt-local generate --json --top-logprobs 5 -o answer.json
       capt-local generate --raw --target big.gguf --expert clinical.gguf --base general.gguf < text
     """
-    screen = Screen.standard(view.verbose)
+    screen, raw = Screen.standard(flags.verbose), flags.raw
     # Everything that can be wrong is found before anything heavy is loaded.
-    if output.top_logprobs and not output.json:
+    if flags.top_logprobs and not flags.json:
         raise UsageError("--top-logprobs goes with --json.")
-    if output.with_target and not (report.html or output.json):
+    if flags.with_target and not (flags.html or flags.json):
         raise UsageError("--with-target goes with --html or --json.")
-    raw = output.raw
     given = read_prompt(
-        prompt.prompt, prompt.file, system=system.text(), raw=raw, encoding=bytes_.encoding
+        flags.prompt, flags.file, system=flags.system_text(), raw=raw, encoding=flags.encoding
     )
-    asked = given.asked
-    if sources.require_sources and given.of == "prompt":
+    if flags.require_sources and given.of == "prompt":
         raise UsageError("--require-sources needs a note, with -f or on standard input.")
     if stdin_holds_text():
         screen.notes(["standard input holds text, which is not read; -f - reads it."])
-    shape = form.structure()
-    bundle = find_bundle(model)
-    top = max(output.top_logprobs, REPORTED if report.html else 0)
-    options = thought.added(generate_options(bundle, how, sample, top), shape)
-    several.check(options)
+    bundle, template = find_bundle(flags), flags.template_source()
+    top = max(flags.top_logprobs, REPORTED if flags.html else 0)
+    options = generate_options(bundle, flags, top)
+    flags.check_best_of(options)
     screen.notes([*given.notices, *doubts(options)])
-    if output.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
+    if flags.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
-    inputs = [prompt.file, system.system_file, form.json_schema]
-    delivery = _Delivery(screen, output, report, given, [*inputs, *files_of(bundle)])
-    schema = json.loads(shape.source) if shape else None
-    unsupported = None
-    if several.best_of > 1 or sources.require_sources:
-        delivery.live = False
-    if several.best_of > 1 and sources.require_sources:
-        unsupported = missing_from(given.source, schema, given.of)
+    delivery = _Delivery(screen, flags, given, files_of(bundle))
+    schema = json.loads(options.structure.source) if options.structure else None
 
     with Interrupt() as interrupt:
         session = open_session(
-            bundle, model, screen, interrupt, wanted=options.method, template=template.source()
+            bundle, flags, screen, interrupt, wanted=options.method, template=template
         )
         with session.runtime:
             try:
-                if several.best_of > 1:
+                if flags.best_of > 1:
+                    lacking = None
+                    if flags.require_sources:
+                        lacking = missing_from(given.source, schema, given.of)
                     answer = best_answer_to(
-                        session, asked, options, several, check=model.verify, raw=raw,
-                        unsupported=unsupported,
+                        session, given.asked, options, flags, check=flags.verify, raw=raw,
+                        unsupported=lacking,
                     )  # fmt: skip
                 else:
                     answer = answer_to(
                         session,
-                        asked,
+                        given.asked,
                         options,
                         raw=raw,
                         show=screen.answer if delivery.live else None,
-                        think=thought.writer(screen) if delivery.live else None,
+                        think=flags.thought_writer(screen) if delivery.live else None,
                         keep=delivery.keep,
                     )
             finally:
                 # Also behind a part of an answer that an error ended: it gets its own line.
                 if delivery.live:
                     screen.end_answer()
-            if output.with_target and answer.finish is not FinishReason.INTERRUPTED:
+            if flags.with_target and answer.finish is not FinishReason.INTERRUPTED:
                 own = dataclasses.replace(options, method=Method.TARGET, top=0)
+                label = "the target alone"
                 try:
-                    alone = hidden_answer_to(session, "the target alone", asked, own, raw=raw)
+                    alone = hidden_answer_to(session, label, given.asked, own, raw=raw)
                 except Exception:
                     delivery.write(answer)  # it is finished, whatever happens to the other
                     raise
                 answer = dataclasses.replace(answer, alone=alone)
-    answer = with_sources(answer, given.source, schema, given.of, require=sources.require_sources)
+    answer = with_sources(answer, given.source, schema, given.of, require=flags.require_sources)
     delivery.write(answer)
     # The notices of the bundle have been shown when it was opened.
     screen.notes(answer.notices[len(session.runtime.notices) :])
@@ -173,36 +167,29 @@ def generate(
 
 
 class _Delivery:
-    """Writes an answer where it should go; the places are tried out when this is made.
-
-    Attributes:
-        live: whether the text is shown while it is made.
-    """
+    """Writes an answer where it should go, which is tried out when this is made."""
 
     def __init__(
-        self,
-        screen: Screen,
-        output: GenerateFlags,
-        report: HtmlFlags,
-        given: GivenPrompt,
-        inputs: list[Path | None],
+        self, screen: Screen, flags: GenerateFlags, given: GivenPrompt, models: Iterable[Path]
     ) -> None:
-        self._screen = screen
-        self._output = output
+        self._screen, self._flags = screen, flags
         asked = given.asked
         self._note = asked if isinstance(asked, str) else asked[-1].content
         self._offset = len(self._note) - len(given.source.text)
         self._file = self._page = None
-        if report.html and output.output:
-            same = report.html.absolute() == output.output.absolute()
-            if same or same_file(report.html, output.output):
+        if flags.html and flags.output:
+            same = flags.html.absolute() == flags.output.absolute()
+            if same or same_file(flags.html, flags.output):
                 raise UsageError("The answer (-o) and the report (--html) need two files.")
-        if output.output:
-            self._file = OutputFile(output.output, inputs=inputs, force=report.force)
-        if report.html:
+        inputs = [flags.file, flags.system_file, flags.json_schema, *models]
+        if flags.output:
+            self._file = OutputFile(flags.output, inputs=inputs, force=flags.force)
+        if flags.html:
             name = "The report (--html)"
-            self._page = OutputFile(report.html, name, inputs=inputs, force=report.force)
-        self.live = not output.json and self._file is None
+            self._page = OutputFile(flags.html, name, inputs=inputs, force=flags.force)
+        # Whether the text is shown while it is made.
+        chosen_later = flags.best_of > 1 or flags.require_sources
+        self.live = not (flags.json or self._file or chosen_later)
 
     def keep(self, part: Answer) -> None:
         """Writes the part of an answer that an error ended; that error is the one to show."""
@@ -212,9 +199,7 @@ class _Delivery:
             self._screen.notes([str(error)])
 
     def write(self, answer: Answer) -> None:
-        """Writes what has not been shown yet, and the report.
-
-        An answer that Ctrl-C or an error ended replaces no file.
+        """Writes what has not been shown yet, and the report; part of an answer replaces no file.
 
         Raises:
             UsageError: the disk is full or a folder has gone; the answer is on standard output.
@@ -236,11 +221,11 @@ class _Delivery:
         return reason is not None
 
     def _write_answer(self, answer: Answer) -> None:
-        if answer.finish is FinishReason.ABSTAINED and not self._output.json:
+        if answer.finish is FinishReason.ABSTAINED and not self._flags.json:
             return  # nothing is answered; why stands on standard error
         text = answer.text.decode("utf-8", "replace")
-        if self._output.json:
-            text = dumps(answer_object(answer, top_logprobs=self._output.top_logprobs)) + "\n"
+        if self._flags.json:
+            text = dumps(answer_object(answer, top_logprobs=self._flags.top_logprobs)) + "\n"
         try:
             if self._file is not None:
                 self._file.write(text)
@@ -251,41 +236,29 @@ class _Delivery:
             self._screen.line(text.removesuffix("\n"))
 
 
-QUESTION = "What brought the patient to the hospital?"
-_MAX_TOKENS = 128
-_CLOSING = Prose.of(
-    "Both answers come from the same prompt. The patient is invented, and the models are small: "
-    "what they write is often wrong and is not medical advice. The note and the question were "
-    "chosen since the difference is easy to see in them; how often the three are better, and how "
-    "often not, was measured: docs/results.md. Your own text: capt-local generate -f note.txt "
-    "--with-target --html report.html"
-)
+# The demo.
 
 
-def demo(model: ModelFlags, how: CombineFlags, sample: SampleFlags, view: ViewFlags) -> int:
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags(ModelFlags, SampleFlags, ViewFlags):
+    """With which models the demo is played, and how."""
+
+
+def demo(flags: DemoFlags) -> int:
     """A fictitious note and a question: the target's own answer, and that of all three models.
 
     With another bundle: the same by your own models.
     """
-    return play(Screen.standard(view.verbose), model, how, sample)
-
-
-def play(screen: Screen, model: ModelFlags, how: CombineFlags, sample: SampleFlags) -> int:
-    """Plays the demo on a screen and returns the exit code.
-
-    Raises:
-        UsageError, ModelError, MemoryShortage: see `open_session`.
-    """
-    bundle = find_bundle(model)
-    if sample.max_tokens is None:
-        sample = dataclasses.replace(sample, max_tokens=_MAX_TOKENS)
-    options = generate_options(bundle, how, sample, REPORTED, Method.CAPT)
+    screen, bundle = Screen.standard(flags.verbose), find_bundle(flags)
+    if flags.max_tokens is None:
+        flags = dataclasses.replace(flags, max_tokens=_MAX_TOKENS)
+    options = generate_options(bundle, flags, REPORTED, Method.CAPT)
     target = dataclasses.replace(options, method=Method.TARGET)
     screen.notes(doubts(options))
     note = demo_note()
     asked = [Message("user", f"{note}\n\n{QUESTION}")]
     with Interrupt() as interrupt:
-        session = open_session(bundle, model, screen, interrupt)
+        session = open_session(bundle, flags, screen, interrupt)
         with session.runtime:
             title = "The note of a visit (fictitious, written for this demo)"
             screen.show(DRAFT, Pane(title, (Span(note),)), Prose.of(QUESTION, strong=True))

@@ -38,45 +38,50 @@ _HEAD = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class BundleFlags:
+@dataclass(frozen=True, kw_only=True)
+class ListFlags(JsonFlags, ViewFlags):
+    """How the bundles are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFlags(ViewFlags):
     """Which bundle, and how it is shown."""
 
     bundle: str = bundle_argument()
     json: bool = setting("--json", "Write JSON.", False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ShowFlags(BundleFlags):
     """And how its digests are checked."""
 
     verify: Check = verify_option()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CleanFlags:
+@dataclass(frozen=True, kw_only=True)
+class CleanFlags(ViewFlags):
     """Whether anything is deleted."""
 
     yes: bool = flag("--yes", "Delete it; without, only say what would go.", False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RemoveFlags(CleanFlags):
     """Which bundle is deleted."""
 
     bundle: str = argument("NAME", "The id of the bundle.", MISSING)
 
 
-def models_list(how: JsonFlags, view: ViewFlags) -> int:
+def models_list(flags: ListFlags) -> int:
     """The bundles that are here: packaged, in the user's store, in CAPT_LOCAL_MODELS.
 
     Exit code 3 when one of them is broken; the others are listed all the same.
     """
     from capt_local.bundles.manifest import PackageMissing
 
-    screen = Screen.standard(view.verbose)
+    screen = Screen.standard(flags.verbose)
     found, problems = signed_bundles()
-    if how.json:
+    if flags.json:
         objects = [_about(bundle) for bundle in found]
         screen.line(dumps({"bundles": objects, "problems": [str(each) for each in problems]}))
     else:
@@ -108,20 +113,20 @@ def signed_bundles() -> tuple[list[Bundle], list[ModelError]]:
     return found, problems
 
 
-def models_verify(what: BundleFlags, view: ViewFlags) -> int:
+def models_verify(flags: BundleFlags) -> int:
     """Reads every file of a bundle and compares size and digest with its manifest.
 
     Exit code 3 when one is missing or another.
     """
     from capt_local.bundles import store, verify
 
-    screen = Screen.standard(view.verbose)
-    bundle = signed(store.find(what.bundle))
+    screen = Screen.standard(flags.verbose)
+    bundle = signed(store.find(flags.bundle))
     try:
         checked = verify.verify(bundle, lambda role, part: screen.progress(f"reading {role}", part))
     finally:
         screen.clear_progress()
-    if what.json:
+    if flags.json:
         screen.line(dumps({"ok": True, **_about(bundle), "files": len(checked.stamps)}))
         return ExitCode.OK
     screen.notes(bundle.notices)
@@ -132,16 +137,16 @@ def models_verify(what: BundleFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def models_remove(what: RemoveFlags, view: ViewFlags) -> int:
+def models_remove(flags: RemoveFlags) -> int:
     """Deletes a bundle from the user's own store; others are left to those who put them there.
 
     Without --yes nothing is deleted, and the exit code is 2.
     """
     from capt_local.bundles import store
 
-    screen = Screen.standard(view.verbose)
-    folder = store.removable(what.bundle)
-    if not what.yes:
+    screen = Screen.standard(flags.verbose)
+    folder = store.removable(flags.bundle)
+    if not flags.yes:
         screen.error(f"nothing is deleted without --yes; with it, {folder} would go.")
         return ExitCode.USAGE
     store.remove(folder)
@@ -149,7 +154,7 @@ def models_remove(what: RemoveFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def models_clean(what: CleanFlags, view: ViewFlags) -> int:
+def models_clean(flags: CleanFlags) -> int:
     """Deletes what imports and downloads that were stopped have left beside the user's own store.
 
     A pull that is given again would go on with it. What is being imported right now stays.
@@ -157,12 +162,12 @@ def models_clean(what: CleanFlags, view: ViewFlags) -> int:
     """
     from capt_local.bundles.install import clear, leftovers
 
-    screen = Screen.standard(view.verbose)
+    screen = Screen.standard(flags.verbose)
     found = leftovers()
     if not found:
         screen.line("Nothing is left of imports that were stopped.")
         return ExitCode.OK
-    if not what.yes:
+    if not flags.yes:
         listed = ", ".join(f"{name} ({mebibytes(size)})" for name, size in found.items())
         screen.error(f"nothing is deleted without --yes; what would go is left of {listed}.")
         return ExitCode.USAGE
@@ -172,7 +177,7 @@ def models_clean(what: CleanFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def models_show(what: ShowFlags, view: ViewFlags) -> int:
+def models_show(flags: ShowFlags) -> int:
     """What a bundle is: its models, how well they fit together, licences, and its card.
 
     The digests are checked first, so that nothing else than the models of the bundle is read.
@@ -180,21 +185,21 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
     from capt_local.bundles import store, verify
     from capt_local.model_checks import NOT_LOOKED_AT, is_trusted, look_first
 
-    screen = Screen.standard(view.verbose)
-    bundle = permitted(store.find(what.bundle), what.verify)
+    screen = Screen.standard(flags.verbose)
+    bundle = permitted(store.find(flags.bundle), flags.verify)
     try:
 
         def report(role: str, part: float) -> None:
             screen.progress(f"reading {role}", part)
 
-        stamps = verify.verify(bundle, report, what.verify).stamps
-        stamps = look_first(bundle, check=what.verify, stamps=stamps, progress=report)
+        stamps = verify.verify(bundle, report, flags.verify).stamps
+        stamps = look_first(bundle, check=flags.verify, stamps=stamps, progress=report)
     finally:
         screen.clear_progress()
-    if what.verify is Check.NEVER and not is_trusted(bundle):
+    if flags.verify is Check.NEVER and not is_trusted(bundle):
         screen.note(f"note: {NOT_LOOKED_AT}")
     found = described(bundle, stamps)
-    if what.json:
+    if flags.json:
         screen.line(dumps(found, indent=2))
         return ExitCode.OK
     screen.show(*_tables(found, signer_text(bundle)))
@@ -337,8 +342,8 @@ def mebibytes(count: int, digits: int = 1) -> str:
     return f"{count / (1 << 20):,.{digits}f} MiB"
 
 
-@dataclass(frozen=True, slots=True)
-class ExportFlags:
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags(ViewFlags):
     """Which bundle goes where."""
 
     bundle: str = bundle_argument()
@@ -349,8 +354,8 @@ class ExportFlags:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ImportFlags:
+@dataclass(frozen=True, kw_only=True)
+class ImportFlags(ViewFlags):
     """What is accepted."""
 
     path: Path = argument("NAME.capt", "What models export wrote.", MISSING)
@@ -370,7 +375,7 @@ class ImportFlags:
     )
 
 
-def models_export(what: ExportFlags, view: ViewFlags) -> int:
+def models_export(flags: ExportFlags) -> int:
     """Writes a bundle as one file for a machine without a network, signed.
 
     Without --key, the signature that the bundle came with goes with it. Each file is checked
@@ -379,19 +384,19 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     from capt_local.bundles import archive, store
     from capt_local.bundles.sign import read_private, read_signature
 
-    screen = Screen.standard(view.verbose)
-    if what.unsigned and what.key:
+    screen = Screen.standard(flags.verbose)
+    if flags.unsigned and flags.key:
         raise UsageError("Give either --key or --unsigned.")
     # Also where it is signed anew: what was changed behind a signature goes nowhere.
-    bundle = signed(store.find(what.bundle))
-    key = read_private(what.key) if what.key else None
-    if not (key or what.unsigned or bundle.folder is None or read_signature(bundle.folder)):
+    bundle = signed(store.find(flags.bundle))
+    key = read_private(flags.key) if flags.key else None
+    if not (key or flags.unsigned or bundle.folder is None or read_signature(bundle.folder)):
         raise UsageError(
             "The bundle has no signature. Give --key NAME.key (capt-local models keygen makes "
             "one), or --unsigned."
         )
     try:
-        made = archive.export(bundle, what.output, key, screen.progress, unsigned=what.unsigned)
+        made = archive.export(bundle, flags.output, key, screen.progress, unsigned=flags.unsigned)
     finally:
         screen.clear_progress()
     screen.notes(bundle.notices)
@@ -399,7 +404,7 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def models_import(what: ImportFlags, view: ViewFlags) -> int:
+def models_import(flags: ImportFlags) -> int:
     """Takes a bundle into the user's own store: the signature first, then whole or not at all.
 
     Exit code 3 when the bundle is
@@ -409,14 +414,14 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     from capt_local.bundles.sign import read_public
     from capt_local.model_checks import check_tokenizers
 
-    screen = Screen.standard(view.verbose)
+    screen = Screen.standard(flags.verbose)
     limits = read_site().limits
     rule = ""
     if limits.forbids(Feature.UNSIGNED):  # only what the site's own keys have signed
         rule = f"Only keys of the site count: {limits.file} forbids {Feature.UNSIGNED}."
     keys = dict(trusted(by_the_site=bool(rule)))
-    if what.key is not None and not rule:
-        given = read_public(what.key)
+    if flags.key is not None and not rule:
+        given = read_public(flags.key)
         keys[given.fingerprint] = given
 
     def look(bundle: Bundle) -> None:
@@ -425,12 +430,12 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
 
     try:
         bundle, fresh = import_bundle(
-            what.path,
+            flags.path,
             keys,
             look,
             screen.progress,
-            unsigned=what.allow_unsigned and not rule,
-            older=what.allow_older,
+            unsigned=flags.allow_unsigned and not rule,
+            older=flags.allow_older,
             rule=rule,
         )
     finally:
@@ -486,15 +491,15 @@ def examine(bundle: Bundle, screen: Screen) -> None:
     look_first(replace(bundle, folder=None), check=Check.ALWAYS, progress=progress)
 
 
-@dataclass(frozen=True, slots=True)
-class KeygenFlags:
+@dataclass(frozen=True, kw_only=True)
+class KeygenFlags(ViewFlags):
     """Where the keys go."""
 
     output: Path = flag("-o --output NAME", "Writes NAME.key (0600) and NAME.pub.", MISSING)
 
 
-@dataclass(frozen=True, slots=True)
-class TrustFlags:
+@dataclass(frozen=True, kw_only=True)
+class TrustFlags(ViewFlags):
     """Which key is trusted, or no more."""
 
     key: Path | None = argument("[FILE.pub]", "A public key, as PEM.")
@@ -504,20 +509,20 @@ class TrustFlags:
     )
 
 
-def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:
+def models_keygen(flags: KeygenFlags) -> int:
     """Makes a pair of Ed25519 keys. Keep NAME.key secret; carry NAME.pub to those who import.
 
     The public key has to come by another way than the bundles: compare the fingerprint by phone.
     """
     from capt_local.bundles.sign import new_key
 
-    screen = Screen.standard(view.verbose)
-    private, public, fingerprint = new_key(what.output)
+    screen = Screen.standard(flags.verbose)
+    private, public, fingerprint = new_key(flags.output)
     screen.line(f"private key  {private}\npublic key   {public}\nfingerprint  {fingerprint}")
     return ExitCode.OK
 
 
-def models_trust(what: TrustFlags, view: ViewFlags) -> int:
+def models_trust(flags: TrustFlags) -> int:
     """Installs a public key for this user: bundles that it has signed are accepted from now on.
 
     With --remove, a key that this user trusts is deleted again, and counts no more for bundles that
@@ -525,17 +530,17 @@ def models_trust(what: TrustFlags, view: ViewFlags) -> int:
     """
     from capt_local.bundles.sign import install, uninstall
 
-    screen = Screen.standard(view.verbose)
-    if (what.key is None) == (what.remove is None):
+    screen = Screen.standard(flags.verbose)
+    if (flags.key is None) == (flags.remove is None):
         raise UsageError("Give either FILE.pub, or --remove NAME.")
     folder = key_folders()[-1]
-    if what.key is None:
-        key, bundles = uninstall(what.remove or "", folder)
+    if flags.key is None:
+        key, bundles = uninstall(flags.remove or "", folder)
         screen.line(f"not trusted any more: {key.name} {key.fingerprint}")
         if bundles:
             screen.note(f"note: its bundles are still installed: {', '.join(bundles)}.")
         return ExitCode.OK
-    screen.line(f"trusted from now on: {install(what.key, folder).fingerprint}")
+    screen.line(f"trusted from now on: {install(flags.key, folder).fingerprint}")
     limits = read_site().limits
     if limits.forbids(Feature.UNSIGNED):
         screen.note(f"note: {limits.file} forbids bundles that no key of the site has signed.")

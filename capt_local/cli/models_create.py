@@ -37,8 +37,8 @@ _SOURCE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CreateFlags:
+@dataclass(frozen=True, kw_only=True)
+class CreateFlags(ViewFlags):
     """Of what a bundle is made, and where it goes."""
 
     id: str = argument("ID", "A short name for the bundle.", MISSING)
@@ -59,7 +59,7 @@ class CreateFlags:
     )
 
 
-def models_create(what: CreateFlags, view: ViewFlags) -> int:
+def models_create(flags: CreateFlags) -> int:
     """Makes a bundle of a target, an expert and its base: a manifest with the digest of each file.
 
     Each file is loaded once in a process of its own; expert and base must have one vocabulary. A
@@ -75,11 +75,11 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
 
     unsigned = "A bundle that models create makes, which nobody has signed,"
     read_site().limits.refuse(Feature.UNSIGNED, unsigned)
-    screen = Screen.standard(view.verbose)
-    place = place_for(what.id, replace=what.replace)
-    planned = _planned(what)
+    screen = Screen.standard(flags.verbose)
+    place = place_for(flags.id, replace=flags.replace)
+    planned = _planned(flags)
     with new_staging(place) as staging:
-        put, notes = _collect(planned, staging.folder, what, screen)
+        put, notes = _collect(planned, staging.folder, flags, screen)
         write_manifest(put, staging.folder)
         staging.install()
     screen.notes(notes)
@@ -87,25 +87,25 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def _planned(what: CreateFlags) -> Bundle:
+def _planned(flags: CreateFlags) -> Bundle:
     """The bundle as far as flags and headers decide it."""
     from capt_local.bundles.manifest import AdapterFile, Bundle, version_numbers
 
-    if what.target is None or not what.base or not (what.expert or what.expert_adapter):
+    if flags.target is None or not flags.base or not (flags.expert or flags.expert_adapter):
         raise UsageError(
             "A bundle is made of a --target, an --expert (or --expert-adapter) and its --base."
         )
-    if version_numbers(what.version) is None:
+    if version_numbers(flags.version) is None:
         raise UsageError("--version is numbers with dots, as in 1.2, so that it can travel.")
-    if not (what.licence or "x").isprintable():
+    if not (flags.licence or "x").isprintable():
         raise UsageError("--licence holds control characters.")
-    adapters = [AdapterFile.parse(given) for given in what.expert_adapter or ()]
-    bundle = Bundle.from_paths(what.target, what.expert, what.base, adapters)
-    about: dict[str, Any] = {"id": what.id, "version": what.version, "requires": __version__}
-    return _with_headers(replace(bundle, notices=(), **about), what)
+    adapters = [AdapterFile.parse(given) for given in flags.expert_adapter or ()]
+    bundle = Bundle.from_paths(flags.target, flags.expert, flags.base, adapters)
+    about: dict[str, Any] = {"id": flags.id, "version": flags.version, "requires": __version__}
+    return _with_headers(replace(bundle, notices=(), **about), flags)
 
 
-def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
+def _with_headers(bundle: Bundle, flags: CreateFlags) -> Bundle:
     """The bundle with what its files say: licences, sources, styles, digests of tokenizers."""
     from capt_local.bundles.manifest import Style
     from capt_local.llama.gguf_header import check_adapter, file_digests, read_header
@@ -118,13 +118,13 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
             adapters = []
             for adapter in model.adapters:
                 check_adapter(adapter.path, header, model.path.name)
-                about = _about(f"{role}'s adapter", read_header(adapter.path).values, what)
+                about = _about(f"{role}'s adapter", read_header(adapter.path).values, flags)
                 adapters.append(replace(adapter, **about))
         except ModelError as error:
             raise ModelError(f"The {role}: {error}") from None
         models[role] = replace(
             model,
-            **_about(role, header.values, what),
+            **_about(role, header.values, flags),
             style=Style.CHAT if digests.template else Style.RAW,
             template_sha256=digests.template,
             tokenizer_sha256=digests.tokenizer,
@@ -142,12 +142,12 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
     return replace(bundle, licence="; ".join(licences), title=bundle.id)
 
 
-def _about(name: str, values: Mapping[str, object], what: CreateFlags) -> dict[str, Any]:
+def _about(name: str, values: Mapping[str, object], flags: CreateFlags) -> dict[str, Any]:
     """Licence and source of a model or adapter, as its file names them."""
     found = {}
     for field, keys in (("licence", _LICENCE), ("source", _SOURCE)):
         found[field] = next((text for key in keys if (text := _plain(values.get(key)))), "")
-    found["licence"] = found["licence"] or what.licence or ""
+    found["licence"] = found["licence"] or flags.licence or ""
     if not found["licence"]:
         raise UsageError(
             f"The licence of the {name} is not known: its file names none. Give --licence TEXT for "
@@ -157,7 +157,7 @@ def _about(name: str, values: Mapping[str, object], what: CreateFlags) -> dict[s
 
 
 def _collect(
-    planned: Bundle, folder: Path, what: CreateFlags, screen: Screen
+    planned: Bundle, folder: Path, flags: CreateFlags, screen: Screen
 ) -> tuple[Bundle, list[str]]:
     """Brings the files together and looks into each; returns notes for the user, too."""
     from capt_local.bundles.archive import members
@@ -175,7 +175,7 @@ def _collect(
     check_tokenizers(put.models.values())
     notes = []
     for expert, fit in described(put)["fit"].items():
-        if not (fit["same_vocabulary"] or what.allow_misfit):
+        if not (fit["same_vocabulary"] or flags.allow_misfit):
             raise ModelError(
                 f"The {expert} and its {fit['base']} have different vocabularies, so the contrast "
                 "would also hold the difference of their tokens. Give the model that the expert "
@@ -203,8 +203,8 @@ def _plain(text: object) -> str:
     return " ".join(line.split())[:_LONGEST]
 
 
-@dataclass(frozen=True, slots=True)
-class PullFlags:
+@dataclass(frozen=True, kw_only=True)
+class PullFlags(ViewFlags):
     """What is downloaded, and on which terms."""
 
     recipe: str | None = argument(
@@ -218,7 +218,7 @@ class PullFlags:
     replace: bool = flag("--replace", "Replace a bundle that is there already.", False)
 
 
-def models_pull(what: PullFlags, view: ViewFlags) -> int:
+def models_pull(flags: PullFlags) -> int:
     """Downloads the models of a recipe from a Hugging Face hub and installs them as a bundle.
 
     Each file is checked against its SHA-256, which the recipe or else the hub names. After a cut,
@@ -227,13 +227,13 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     from capt_local.bundles.hub import download, find_files, find_recipe, recipes
     from capt_local.bundles.install import new_staging, place_for, write_manifest
 
-    screen = Screen.standard(view.verbose)
-    if what.recipe is None:
+    screen = Screen.standard(flags.verbose)
+    if flags.recipe is None:
         rows = [(one.id, one.title) for one in recipes().values()]
         screen.show(Table("Recipes", tuple(rows), ("name", "what it is")))
         screen.line("What a recipe does: capt-local models pull NAME --dry-run")
         return ExitCode.OK
-    recipe = find_recipe(what.recipe)
+    recipe = find_recipe(flags.recipe)
     limits = read_site().limits
     limits.refuse(Feature.PULL, "models pull")
     limits.refuse(Feature.UNSIGNED, "A bundle that models pull makes, which nobody has signed,")
@@ -241,7 +241,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
         importlib.import_module("huggingface_hub")
     except ImportError:
         raise UsageError("models pull needs more: pip install 'capt-local[pull]'.") from None
-    place = place_for(recipe.id, replace=what.replace)
+    place = place_for(recipe.id, replace=flags.replace)
     files = find_files(recipe)
     for role, file in files.items():
         rows = [("weights", recipe.models[role].weights), ("licence", file.licence)]
@@ -252,9 +252,9 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
                 f"FIRST USE of the {role}: no recipe vouches for this file. Compare commit and "
                 "digest with another source before you rely on it."
             )
-    if what.dry_run:
+    if flags.dry_run:
         return ExitCode.OK
-    _accept(files, what.accept_licence or [], screen)
+    _accept(files, flags.accept_licence or [], screen)
     with new_staging(place) as staging:
         try:
             bundle = download(recipe, files, staging, screen.progress)

@@ -1,16 +1,17 @@
 """The options that verbs share, each declared once, in groups of one concern.
 
-A verb is a function of such groups (see `parse`). A default of None means: what the bundle says,
-else the default of the decoder. Each `setting` has an environment twin CAPT_LOCAL_* and a key in
-the files of user and site. The prompt and the files of one call are a `flag`, without a twin: the
-environment is inherited by everything that is started later.
+A verb is a function of one frozen dataclass that inherits from such groups (see `parse`). A default
+of None means: what the bundle says, else the default of the decoder. Each `setting` has an
+environment twin CAPT_LOCAL_* and a key in the files of user and site. The prompt and the files of
+one call are a `flag`, without a twin: the environment is inherited by everything that is started
+later.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,6 @@ from capt_local.decoding.options import GenerateOptions, Method, Speed, Structur
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from capt_local.bundles.manifest import AdapterFile
     from capt_local.report.terminal import Screen
 
 _LARGEST = 1 << 20  # bytes of a schema or a system text
@@ -95,64 +95,7 @@ def top_logprobs_option(needs: str) -> Any:
     return setting("--top-logprobs N", help, 0, min=0, max=100)
 
 
-# The prompt.
-
-
-@dataclass(frozen=True, slots=True)
-class TextFlags:
-    """The text of one call."""
-
-    prompt: str | None = flag(
-        "-p --prompt TEXT",
-        "The prompt; '-' reads standard input. Other accounts of this machine can see the "
-        "arguments of a process: for patient text use -f or standard input.",
-    )
-    file: Path | None = flag(
-        "-f --file PATH",
-        "A file that holds the prompt: text, PDF, DOCX, ODT, RTF or HTML; with -p, that text, a "
-        "blank line and the text of the file are the prompt.",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class EncodingFlags:
-    """How bytes of plain text are read."""
-
-    encoding: str | None = setting(
-        "--encoding NAME",
-        "The encoding of text files: utf-8, utf-16, windows-1252, ... Default: that of a byte "
-        "order mark, else utf-8.",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class SystemFlags:
-    """The system text."""
-
-    system: str | None = setting("--system TEXT", "The system text.")
-    system_file: Path | None = flag(
-        "--system-file PATH", "A UTF-8 file that holds the system text."
-    )
-
-    def text(self) -> str | None:
-        """The system text; None for none.
-
-        Raises:
-            UsageError: both options are given, or it is empty or no UTF-8.
-        """
-        if self.system_file is None:
-            return None if self.system is None else checked(self.system, "--system")
-        if self.system is not None:
-            raise UsageError("Give either --system or --system-file.")
-        name = "The system text (--system-file)"
-        # Editors put a line end behind the last line, which is not part of the text.
-        text = read_text(self.system_file, name, _LARGEST).removesuffix("\n").removesuffix("\r")
-        if not text.strip():
-            raise UsageError(f"{name} is empty.")
-        return text
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TemplateFlags:
     """Which chat template the target reads."""
 
@@ -162,7 +105,7 @@ class TemplateFlags:
         "(Jinja). Default: the bundle's, else the model's own.",
     )
 
-    def source(self) -> str | None:
+    def template_source(self) -> str | None:
         """The source of the template; None: the bundle's or the model's own.
 
         Raises:
@@ -181,9 +124,9 @@ class TemplateFlags:
 # How tokens are chosen.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class CombineFlags:
-    """How the models are combined, for verbs that run several methods."""
+    """How the models are combined."""
 
     alpha: str | None = setting(
         "--alpha NUMBER[,...]|evidence",
@@ -199,9 +142,9 @@ class CombineFlags:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodFlags(CombineFlags):
-    """The same, and which method."""
+    """The same, for verbs that run one method."""
 
     method: Method | None = setting(
         "--method NAME",
@@ -212,9 +155,9 @@ class MethodFlags(CombineFlags):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SampleFlags:
-    """How tokens are drawn, and when the answer ends."""
+@dataclass(frozen=True, kw_only=True)
+class SampleFlags(CombineFlags):
+    """The same, how tokens are drawn, and when the answer ends."""
 
     max_tokens: int | None = setting(
         "-n --max-tokens N", "Most tokens of the answer. Default: the bundle's, else 512."
@@ -236,7 +179,7 @@ class SampleFlags:
     stop: list[str] | None = flag("--stop TEXT", "Ends the answer; may be given several times.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class StructureFlags:
     """Which form the answer must have."""
 
@@ -245,11 +188,7 @@ class StructureFlags:
     )
 
     def structure(self) -> Structure | None:
-        """The form that the flag names, checked; None without it. Needs no model.
-
-        Raises:
-            UsageError: the file cannot be read or used. Quotes nothing of it.
-        """
+        """The form that the flag names. Raises UsageError: it cannot be used; quotes nothing."""
         if self.json_schema is None:
             return None
         name = "The schema (--json-schema)"
@@ -258,7 +197,7 @@ class StructureFlags:
         return schema_structure(read_text(self.json_schema, name, _LARGEST).encode(), name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceFlags:
     """What becomes of an answer whose facts the note does not have."""
 
@@ -276,20 +215,37 @@ class Switch(StrEnum):
     OFF = "off"
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyReasoningFlags:
-    """For models that reason before they answer."""
+@dataclass(frozen=True, kw_only=True)
+class AskFlags(MethodFlags, SampleFlags, StructureFlags):
+    """How something is asked and answered, for verbs that do just that."""
 
+    system: str | None = setting("--system TEXT", "The system text.")
+    system_file: Path | None = flag(
+        "--system-file PATH", "A UTF-8 file that holds the system text."
+    )
+    encoding: str | None = setting(
+        "--encoding NAME",
+        "The encoding of text files: utf-8, utf-16, windows-1252, ... Default: that of a byte "
+        "order mark, else utf-8.",
+    )
     expert_in_thoughts: Switch = setting(
         "--expert-in-thoughts on|off",
         "Whether expert and base read the reasoning and take part in it. Default: off.",
         Switch.OFF,
     )
 
-    def added(self, options: GenerateOptions, form: Structure | None) -> GenerateOptions:
-        """The options with these flags and the form of the answer."""
-        on = self.expert_in_thoughts is Switch.ON
-        return replace(options, structure=form, expert_in_thoughts=on)
+    def system_text(self) -> str | None:
+        """The system text. Raises UsageError: given twice, empty or no UTF-8."""
+        if self.system_file is None:
+            return None if self.system is None else checked(self.system, "--system")
+        if self.system is not None:
+            raise UsageError("Give either --system or --system-file.")
+        name = "The system text (--system-file)"
+        # Editors put a line end behind the last line, which is not part of the text.
+        text = read_text(self.system_file, name, _LARGEST).removesuffix("\n").removesuffix("\r")
+        if not text.strip():
+            raise UsageError(f"{name} is empty.")
+        return text
 
 
 class ReasoningDisplay(StrEnum):
@@ -300,8 +256,8 @@ class ReasoningDisplay(StrEnum):
     HIDE = "hide"
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerFlags(ProxyReasoningFlags):
+@dataclass(frozen=True, kw_only=True)
+class AnswerFlags(AskFlags, TemplateFlags):
     """The same, for verbs that write one answer at a time and show it as it is made."""
 
     thoughts: ReasoningDisplay | None = setting(
@@ -317,11 +273,7 @@ class AnswerFlags(ProxyReasoningFlags):
         Speed.AUTO,
     )
 
-    def added(self, options: GenerateOptions, form: Structure | None) -> GenerateOptions:
-        """The options with these flags and the form of the answer."""
-        return replace(ProxyReasoningFlags.added(self, options, form), speed=self.speed)
-
-    def writer(self, screen: Screen) -> Callable[[bytes], None] | None:
+    def thought_writer(self, screen: Screen) -> Callable[[bytes], None] | None:
         """What writes reasoning on standard error; None where it is hidden."""
         default = ReasoningDisplay.DIM if screen.asides_on_terminal else ReasoningDisplay.HIDE
         display = self.thoughts or default
@@ -330,7 +282,7 @@ class AnswerFlags(ProxyReasoningFlags):
         return partial(screen.thought, dim=display is ReasoningDisplay.DIM)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class BestOfFlags:
     """Several answers to one prompt, of which the best is shown."""
 
@@ -345,12 +297,8 @@ class BestOfFlags:
         "What ranks them: 'scorer', that of the bundle, or the folder of one.",
     )
 
-    def check(self, options: GenerateOptions) -> None:
-        """Refuses what cannot be drawn.
-
-        Raises:
-            UsageError: see `rerank.check_best_of`; a scorer without several answers.
-        """
+    def check_best_of(self, options: GenerateOptions) -> None:
+        """Raises UsageError: so many cannot be drawn, or a scorer has nothing to rank."""
         if self.best_of != 1:
             from capt_local.rerank import check_best_of
 
@@ -362,7 +310,7 @@ class BestOfFlags:
 # What is written.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class HtmlFlags:
     """Whether a report is written, and whether files of others may be replaced."""
 
@@ -376,14 +324,14 @@ class HtmlFlags:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class JsonFlags:
     """How findings are written."""
 
     json: bool = setting("--json", "Write a JSON object.", False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ViewFlags:
     """How much is written on standard error."""
 
@@ -401,7 +349,7 @@ class KvFormat(StrEnum):
     Q4_0 = "q4_0"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFlags:
     """Which models, and how they are loaded."""
 
@@ -452,14 +400,3 @@ class ModelFlags:
     date: str | None = setting(
         "--date YYYY-MM-DD", "The date that chat templates may use. Default: today."
     )
-
-    def adapters(self) -> list[AdapterFile]:
-        """The adapters of the experts, with their scales.
-
-        Raises:
-            ModelError: a file is missing.
-            UsageError: a scale has no meaning.
-        """
-        from capt_local.bundles.manifest import AdapterFile
-
-        return [AdapterFile.parse(str(given)) for given in self.expert_adapter or ()]

@@ -1,8 +1,7 @@
-"""Typer around verbs whose options come in groups, with values from environment and files.
+"""Typer around verbs whose options are fields of a dataclass; values of environment and files.
 
-A verb is a function of frozen dataclasses (see `options`); each field of such a group is one
-option. So an option is declared once and shared, and a verb's signature names groups, not thirty
-flags. Errors of the command line do not repeat the value that was typed: it may be a note.
+A verb is a function of one frozen dataclass (see `options`); each of its fields is one option.
+Errors of the command line do not repeat the value that was typed: it may be a note.
 
 A flag wins over the environment, that over the user's file, that over the site's; also where two
 options do not go together. What can be set is read off the declarations of the options: whatever
@@ -98,19 +97,11 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
     gone = overruled(
         values, {at: file_of[at] if one == FILES else one for at, one in sources.items()}
     )
-    groups = {}
-    for group, kind in groups_of(verb).items():
-        fields = {each.name: each.default for each in dataclasses.fields(kind)}
-        fields |= {at: values[at] for at in fields if at not in gone}
-        groups[group] = kind(**fields)
-    return verb(**groups)
+    return verb(_flags_of(verb)(**{at: each for at, each in values.items() if at not in gone}))
 
 
 def _flat(verb: Verb) -> Callable[..., Any]:
-    """A function with a parameter for each field of the verb's groups.
-
-    It returns their values, and where each came from in Click's words.
-    """
+    """A function with a parameter for each option; returns their values and where each is from."""
 
     def command(context: typer.Context, **values: Any) -> tuple[dict[str, Any], dict[str, str]]:
         sources = {name: context.get_parameter_source(name) for name in values}
@@ -118,16 +109,14 @@ def _flat(verb: Verb) -> Callable[..., Any]:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
-    for kind in groups_of(verb).values():
-        hints = get_type_hints(kind)
-        for field in dataclasses.fields(kind):
-            # An argument without a default has to be given.
-            missing = field.default is dataclasses.MISSING
-            default = inspect.Parameter.empty if missing else field.default
-            declared: Any = Annotated[hints[field.name], field.metadata["declared"]]
-            parameters.append(
-                inspect.Parameter(field.name, keyword, default=default, annotation=declared)
-            )
+    for field, kind in _fields_of(verb):
+        # An argument without a default has to be given.
+        missing = field.default is dataclasses.MISSING
+        default = inspect.Parameter.empty if missing else field.default
+        declared: Any = Annotated[kind, field.metadata["declared"]]
+        parameters.append(
+            inspect.Parameter(field.name, keyword, default=default, annotation=declared)
+        )
     command.__name__ = verb.__name__
     # Click fills paragraphs, but for those that begin with this mark.
     text, _, examples = inspect.cleandoc(verb.__doc__ or "").partition("\n\nExamples:\n")
@@ -296,26 +285,29 @@ class SettingsFiles:
         return values, origin
 
 
-def groups_of(verb: Verb) -> dict[str, type[Any]]:
-    """The groups of options of a verb, by the name of its parameter."""
-    return {name: kind for name, kind in get_type_hints(verb).items() if name != "return"}
+def _flags_of(verb: Verb) -> type[Any]:
+    """The dataclass of a verb's flags."""
+    kind: type[Any] = next(iter(get_type_hints(verb).values()))
+    return kind
+
+
+def _fields_of(verb: Verb) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a verb and their types: its own, then those of each group."""
+    flags = _flags_of(verb)
+    kinds, fields = get_type_hints(flags), {each.name: each for each in dataclasses.fields(flags)}
+    for group in flags.__mro__:
+        for name in inspect.get_annotations(group):
+            yield fields[name], kinds[name]
 
 
 def options_of(verb: Verb) -> dict[str, DeclaredOption]:
     """The options of a verb, by their key in a file; its arguments are left out."""
-    found = {}
-    for group in groups_of(verb).values():
-        hints = get_type_hints(group)
-        for each in dataclasses.fields(group):
-            if option := _declared(each, hints[each.name]):
-                found[option.key] = option
-    return found
+    found = (_declared(field, kind) for field, kind in _fields_of(verb) if field.metadata["names"])
+    return {option.key: option for option in found}
 
 
-def _declared(field: dataclasses.Field[Any], kind: Any) -> DeclaredOption | None:
+def _declared(field: dataclasses.Field[Any], kind: Any) -> DeclaredOption:
     declared, names = field.metadata["declared"], field.metadata["names"]
-    if not names:
-        return None
     union = () if get_origin(kind) is list else get_args(kind)
     parts = [part for part in union if part is not NoneType] or [kind]
     several = get_origin(parts[0]) is list

@@ -11,6 +11,7 @@ from pathlib import Path
 from capt_local.cli.exits import ExitCode, Interrupt
 from capt_local.cli.files import OutputFile, files_of
 from capt_local.cli.options import (
+    JsonFlags,
     MethodFlags,
     ModelFlags,
     SampleFlags,
@@ -35,8 +36,8 @@ class Normalise(StrEnum):
     TOKENS = "tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreFlags:
+@dataclass(frozen=True, kw_only=True)
+class ScoreFlags(JsonFlags, ModelFlags, MethodFlags, ViewFlags):
     """What is scored, and how the result is shown."""
 
     file: Path = argument("FILE", "JSON Lines (.jsonl, see above), or one text.", MISSING)
@@ -49,11 +50,10 @@ class ScoreFlags:
         "What the log-likelihood of a choice is divided by. Default: none.",
         Normalise.NONE,
     )
-    json: bool = setting("--json", "Write a JSON object.", False)
     output: Path | None = flag("-o --output PATH", "Write a line of JSON for each item here.")
 
 
-def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags) -> int:
+def score(flags: ScoreFlags) -> int:
     """Log-likelihood and bits per byte, exact over the normalised distribution.
 
     Each line of FILE is {"id", "text"}, a text that is scored from its beginning; or {"id",
@@ -69,20 +69,21 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
     """
     from capt_local.decoding.scoring import Choosing  # the help needs none of it
 
-    screen = Screen.standard(view.verbose)
+    screen = Screen.standard(flags.verbose)
     items = read_score_items(
-        what.file, "The file (FILE)", raw=what.raw, limit=what.limit, size=what.max_bytes
+        flags.file, "The file (FILE)", raw=flags.raw, limit=flags.limit, size=flags.max_bytes
     )
     choosing = {
         Normalise.NONE: Choosing.LIKELIHOOD,
         Normalise.BYTES: Choosing.PER_BYTE,
         Normalise.TOKENS: Choosing.PER_TOKEN,
-    }[what.normalise]
-    bundle = find_bundle(model)
+    }[flags.normalise]
+    bundle = find_bundle(flags)
     output = None
-    if what.output is not None:  # tried out before anything is loaded
-        output = OutputFile(what.output, inputs=[what.file, *files_of(bundle)])
-    options = generate_options(bundle, how, SampleFlags(), 0)
+    if flags.output is not None:  # tried out before anything is loaded
+        output = OutputFile(flags.output, inputs=[flags.file, *files_of(bundle)])
+    how = SampleFlags(alpha=flags.alpha, weights=flags.weights, plausibility=flags.plausibility)
+    options = generate_options(bundle, how, method=flags.method)
     method = str(options.method)
     if cut := sum(item.cut for item in items):
         screen.note(f"{cut} of {len(items)} texts are cut to --max-bytes.")
@@ -90,11 +91,17 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
     try:
         with Interrupt() as interrupt:
             session = open_session(
-                bundle, model, screen, interrupt, wanted=options.method, scores=True
+                bundle, flags, screen, interrupt, wanted=options.method, scores=True
             )
             with session.runtime as runtime:
                 for one in measure(
-                    runtime, items, options, choosing, raw=what.raw, end=what.end, cancel=interrupt
+                    runtime,
+                    items,
+                    options,
+                    choosing,
+                    raw=flags.raw,
+                    end=flags.end,
+                    cancel=interrupt,
                 ):
                     if one.error:  # by its line: an id may be a patient's
                         screen.note(f"line {items[len(done)].line}: {one.error}")
@@ -111,7 +118,7 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
                 output.write("".join(dumps(_object(one, method)) + "\n" for one in done))
             else:
                 screen.notes([spared])
-    return _report(screen, done, len(items), method, json=what.json)
+    return _report(screen, done, len(items), method, json=flags.json)
 
 
 def _report(

@@ -34,8 +34,8 @@ _SHORTEST_KEY, _FORGET_AFTER, _WAITING = 16, 10.0, 32  # characters, minutes, re
 _FEWEST_CHARACTERS = 8  # different ones in a key
 
 
-@dataclass(frozen=True, slots=True)
-class ServeFlags:
+@dataclass(frozen=True, kw_only=True)
+class ServeFlags(ModelFlags, TemplateFlags, MethodFlags, SampleFlags, ViewFlags):
     """Where the server listens, for whom, and for how many at once."""
 
     port: int = setting(
@@ -83,14 +83,7 @@ class ServeFlags:
     )
 
 
-def serve(
-    model: ModelFlags,
-    where: ServeFlags,
-    template: TemplateFlags,
-    how: MethodFlags,
-    sample: SampleFlags,
-    view: ViewFlags,
-) -> int:
+def serve(flags: ServeFlags) -> int:
     """A server on this machine: a page for clinicians, and OpenAI's interface. Ctrl-C ends it.
 
     Examples:
@@ -98,47 +91,41 @@ def serve(
 
       capt-local serve -m my-bundle --port 9000 --parallel 8 --api-key-file keys.txt
     """
-    screen, keys = Screen.standard(view.verbose), _keys(where)
+    screen, keys = Screen.standard(flags.verbose), _keys(flags)
     from capt_local.serve.app import library
     from capt_local.serve.server import listen
 
-    tasks, bundle = library(where.tasks), find_bundle(model)
-    options = generate_options(bundle, how, sample, 0)
-    with listen(where.host, where.port) as listener, Signals() as signals:
+    tasks, bundle, template = library(flags.tasks), find_bundle(flags), flags.template_source()
+    options = generate_options(bundle, flags)
+    with listen(flags.host, flags.port) as listener, Signals() as signals:
         try:
-            session = open_session(
-                bundle, model, screen, signals, wanted=None, template=template.source()
-            )
+            session = open_session(bundle, flags, screen, signals, wanted=None, template=template)
         except Cancelled:
             return signals.code or ExitCode.INTERRUPTED
         with session.runtime:
             from capt_local.rerank import open_scorer
 
-            with open_scorer(where.scorer, bundle, model.verify) or nullcontext() as scorer:
-                _run(session, where, options, tasks, listener, keys, signals, scorer)
+            with open_scorer(flags.scorer, bundle, flags.verify) or nullcontext() as scorer:
+                _run(session, flags, options, tasks, listener, keys, signals, scorer)
     return signals.code or ExitCode.INTERRUPTED
 
 
-def _keys(where: ServeFlags) -> tuple[str, ...]:
-    """The keys; refuses what the site forbids, and what would be open to others.
-
-    Raises:
-        UsageError: see above.
-    """
+def _keys(flags: ServeFlags) -> tuple[str, ...]:
+    """The keys; refuses what the site forbids, and what would be open to others."""
     from capt_local.serve.server import is_loopback
 
-    limits, path = read_site().limits, where.api_key_file
+    limits, path = read_site().limits, flags.api_key_file
     limits.refuse(Feature.SERVE, "capt-local serve")
-    if (where.tls_cert is None) != (where.tls_key is None):
+    if (flags.tls_cert is None) != (flags.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together.")
-    if not is_loopback(where.host):
+    if not is_loopback(flags.host):
         limits.refuse(Feature.NETWORK, "--host with another address than loopback")
-        if path is None or where.tls_cert is None:
+        if path is None or flags.tls_cert is None:
             raise UsageError(
-                f"--host {where.host} can be reached from other machines: give --api-key-file, "
+                f"--host {flags.host} can be reached from other machines: give --api-key-file, "
                 "--tls-cert and --tls-key."
             )
-    if where.idle_timeout is not None and not 0 < where.idle_timeout <= 1e6:
+    if flags.idle_timeout is not None and not 0 < flags.idle_timeout <= 1e6:
         raise UsageError("--idle-timeout takes minutes above 0.")
     if path is None:
         return (secrets.token_urlsafe(24),)
@@ -158,7 +145,7 @@ def _keys(where: ServeFlags) -> tuple[str, ...]:
 
 def _run(
     session: Session,
-    where: ServeFlags,
+    flags: ServeFlags,
     options: GenerateOptions,
     tasks: list[Task],
     listener: Listener,
@@ -173,8 +160,8 @@ def _run(
 
     screen, limits = session.screen, read_site().limits
     engine = Engine(
-        session.runtime, options, parallel=where.parallel, waiting=_WAITING,
-        forget_after=60 * (where.idle_timeout or _FORGET_AFTER), report=screen.note,
+        session.runtime, options, parallel=flags.parallel, waiting=_WAITING,
+        forget_after=60 * (flags.idle_timeout or _FORGET_AFTER), report=screen.note,
     )  # fmt: skip
     engine.start()
     try:
@@ -183,19 +170,19 @@ def _run(
             lambda made: limits.check_weights((*made.combine.alphas, *made.combine.powers)),
             scorer=scorer, reports=not limits.forbids(Feature.REPORTS),
         )  # fmt: skip
-        names = ("127.0.0.1", "localhost", "[::1]", where.host, *(where.allow_host or ()))
-        origins = [each.rstrip("/").lower() for each in where.allow_origin or ()]
-        scheme = "https" if where.tls_cert else "http"
-        address = f"{scheme}://{where.host}:{listener.getsockname()[1]}"
-        screen.line(f"{address}/" if where.api_key_file else f"{address}/#key={keys[0]}")
+        names = ("127.0.0.1", "localhost", "[::1]", flags.host, *(flags.allow_host or ()))
+        origins = [each.rstrip("/").lower() for each in flags.allow_origin or ()]
+        scheme = "https" if flags.tls_cert else "http"
+        address = f"{scheme}://{flags.host}:{listener.getsockname()[1]}"
+        screen.line(f"{address}/" if flags.api_key_file else f"{address}/#key={keys[0]}")
         screen.note(
             f"The page is at this address, OpenAI's interface at {address}/v1 (key: "
-            f"{'of your file' if where.api_key_file else 'behind #key='}). Nothing is logged or "
+            f"{'of your file' if flags.api_key_file else 'behind #key='}). Nothing is logged or "
             "stored; Ctrl-C ends it."
         )
         guard = Guard(service.app, hosts=map(str.lower, names), keys=keys, origins=origins,
                       open_paths=OPEN_PATHS, report=screen.note)  # fmt: skip
-        run(guard, listener, leave=signals, stop=engine.stop, certificate=where.tls_cert,
-            key=where.tls_key)  # fmt: skip
+        run(guard, listener, leave=signals, stop=engine.stop, certificate=flags.tls_cert,
+            key=flags.tls_key)  # fmt: skip
     finally:
         engine.stop()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from capt_local.cli.exits import Interrupt
 from capt_local.cli.files import checked
-from capt_local.cli.options import BestOfFlags, CombineFlags, ModelFlags, SampleFlags
+from capt_local.cli.options import AskFlags, BestOfFlags, ModelFlags, SampleFlags, Switch
 from capt_local.config import read_site
 from capt_local.decoding.options import (
     CombineOptions,
@@ -63,7 +63,7 @@ def find_bundle(flags: ModelFlags) -> Bundle:
         ModelError: there is no such bundle, or it is broken.
     """
     from capt_local.bundles import store
-    from capt_local.bundles.manifest import Bundle
+    from capt_local.bundles.manifest import AdapterFile, Bundle
 
     if not (flags.target or flags.expert or flags.base or flags.expert_adapter):
         found = store.find(flags.bundle or "demo").with_adapters(flags.adapter or ())
@@ -72,7 +72,8 @@ def find_bundle(flags: ModelFlags) -> Bundle:
         raise UsageError("Give either --bundle, or --target with --expert and --base.")
     if flags.target is None:
         raise UsageError("--expert and --base need a --target.")
-    bundle = Bundle.from_paths(flags.target, flags.expert, flags.base, flags.adapters())
+    adapters = [AdapterFile.parse(str(given)) for given in flags.expert_adapter or ()]
+    bundle = Bundle.from_paths(flags.target, flags.expert, flags.base, adapters)
     return permitted(bundle.with_adapters(flags.adapter or ()), flags.verify)
 
 
@@ -141,7 +142,7 @@ def _placements(flags: ModelFlags, bundle: Bundle) -> dict[str, Placement]:
 
 
 def generate_options(
-    bundle: Bundle, how: CombineFlags, sample: SampleFlags, top: int, method: Method | None = None
+    bundle: Bundle, flags: SampleFlags, top: int = 0, method: Method | None = None
 ) -> GenerateOptions:
     """How the answer is made: flags first, then what the bundle says, then the defaults.
 
@@ -151,34 +152,43 @@ def generate_options(
         UsageError: a value has no meaning, or the site forbids it.
     """
     said, ours, combine = bundle.defaults, GenerateOptions(), CombineOptions()
+    method = method or getattr(flags, "method", None)
     single = Method.TARGET if len(bundle.models) == 1 else None
-    chosen = Method(method or getattr(how, "method", None) or single or said.method or Method.CAPT)
+    chosen = Method(method or single or said.method or Method.CAPT)
     alphas: tuple[float, ...] = ()
-    if how.alpha not in (None, "evidence"):
-        alphas = _numbers(how.alpha, "--alpha takes a number, one for each pair, or 'evidence'.")
-    elif how.alpha is None and how.weights is None:  # of a method that uses the first pair: its own
+    if flags.alpha not in (None, "evidence"):
+        alphas = _numbers(flags.alpha, "--alpha takes a number, one for each pair, or 'evidence'.")
+    elif flags.alpha is None and flags.weights is None:
+        # Of a method that uses the first pair: its own.
         alphas = said.alphas if chosen.roles is None else said.alphas[:1]
     made = GenerateOptions(
         method=chosen,
-        max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
-        stop=tuple(checked(text, "--stop") for text in sample.stop or ()),
+        max_tokens=_first(flags.max_tokens, said.max_tokens, ours.max_tokens),
+        stop=tuple(checked(text, "--stop") for text in flags.stop or ()),
         top=top,
         combine=CombineOptions(
             alphas=alphas,
-            powers=_numbers(how.weights, "--weights takes numbers, as in 0.5,1,0.5."),
-            plausibility=_first(how.plausibility, said.plausibility, combine.plausibility),
+            powers=_numbers(flags.weights, "--weights takes numbers, as in 0.5,1,0.5."),
+            plausibility=_first(flags.plausibility, said.plausibility, combine.plausibility),
         ),
         sample=SampleOptions(
-            temperature=_first(sample.temp, said.temperature, 0.0),
-            top_k=sample.top_k,
-            top_p=sample.top_p,
-            min_p=sample.min_p,
-            repeat_penalty=sample.repeat_penalty,
-            repeat_window=sample.repeat_last_n,
-            seed=sample.seed,
+            temperature=_first(flags.temp, said.temperature, 0.0),
+            top_k=flags.top_k,
+            top_p=flags.top_p,
+            min_p=flags.min_p,
+            repeat_penalty=flags.repeat_penalty,
+            repeat_window=flags.repeat_last_n,
+            seed=flags.seed,
         ),
-        repetition_stop=not sample.no_repetition_stop,
+        repetition_stop=not flags.no_repetition_stop,
     )
+    if isinstance(flags, AskFlags):
+        made = dataclasses.replace(
+            made,
+            structure=flags.structure(),
+            expert_in_thoughts=flags.expert_in_thoughts is Switch.ON,
+            speed=getattr(flags, "speed", made.speed),
+        )
     read_site().limits.check_weights((*made.combine.alphas, *made.combine.powers))
     return made
 

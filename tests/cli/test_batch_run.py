@@ -15,7 +15,7 @@ import pytest
 from capt_local.batch import supervisor
 from capt_local.batch.records import record_seed
 from capt_local.batch.supervisor import WorkerProcess, Workers
-from capt_local.cli import batch_run
+from capt_local.cli import batch
 from capt_local.errors import WorkerFailed
 from capt_local.line_file import LineFile
 from tests.batch.fake_worker import start_worker
@@ -85,7 +85,7 @@ def place(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator
     folder = tmp_path / "place"
     folder.mkdir()
     made = Place(folder, run)
-    monkeypatch.setattr(batch_run, "start_worker", made.start)
+    monkeypatch.setattr(batch, "start_worker", made.start)
     yield made
     for worker in made.workers:
         with pytest.raises(ProcessLookupError):
