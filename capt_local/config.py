@@ -27,7 +27,7 @@ from capt_local.strict_json import NotReadable, convert, open_regular
 MODELS_VARIABLE = "CAPT_LOCAL_MODELS"
 LARGEST = 1 << 16
 _NAME, _KEYS = "config.toml", "keys"
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")  # others may hold anything, line breaks too
+KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")  # others may hold anything, line breaks too
 
 
 class Feature(StrEnum):
@@ -219,7 +219,7 @@ def _tables(
         line = re.search(r"\(at line (\d+),", str(error))
         raise UsageError(f"{path}: not TOML{f' at line {line[1]}' if line else ''}.") from None
     for key, value in whole.items():
-        named = f"the key {key}" if _KEY.fullmatch(key) else "a key"
+        named = f"the key {key}" if KEY.fullmatch(key) else "a key"
         if key not in known:
             where = "; limits go into the site's file" if key == "limits" else ""
             where = where or f"; settings stand under [{'] or ['.join(known)}]"

@@ -53,7 +53,7 @@ from capt_local.config import Feature
 from capt_local.documents import SUFFIXES
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.line_file import DiskFailed
-from capt_local.llama.threads import physical_cores
+from capt_local.llama.resources import physical_cores
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen, drop_output
 from capt_local.strict_json import read_bytes
@@ -236,7 +236,7 @@ class BatchRun:
             self._others["schema_sha256"] = digest_of(schema)
         if flags.best_of > 1:
             # What is wrong with a scorer is found before a worker starts.
-            from capt_local.rerank.scorer import open_scorer
+            from capt_local.rerank import open_scorer
 
             opened = open_scorer(flags.scorer, bundle, flags.verify)
             with opened or contextlib.nullcontext() as scorer:

@@ -178,11 +178,7 @@ class _Terminal:
         return self._signals.code
 
     def _does(self, typed: str) -> bool:
-        """Carries out a line; what fails is an error line, and the line stands under Up.
-
-        Returns:
-            Whether to leave.
-        """
+        """Carries out a line, what fails as an error line; returns whether to leave."""
         before = self._talk.conversation
         try:
             meant = understood(checked(typed, "what you typed"))
@@ -210,20 +206,21 @@ class _Terminal:
             if wants_traceback() or self._signals.code is not None:
                 raise
             # The refused text stands under Up: the error stays in sight above an empty line.
-            text = overflow_text(error) if isinstance(error, ContextOverflow) else line_for(error)
+            text = line_for(error)
+            if isinstance(error, ContextOverflow):
+                each = ", ".join(f"{role} {count}" for role, count in error.counts.items())
+                text = (
+                    f"This turn does not fit: with the conversation it takes {each} tokens, and "
+                    f"the smallest context holds {error.limit}. Nothing was run or cut. /undo "
+                    "removes the last turn, /clear begins anew, a shorter text takes less, and a "
+                    "larger --ctx-size (-c) at the start holds more."
+                )
             self._screen.error(text)
         return False
 
 
 class Talk:
-    """The state of a chat.
-
-    `think` shows a model's reasoning; `encoding` is that of text files for `/read`.
-
-    Attributes:
-        conversation: what was said so far.
-        notes: texts that will stand before the next question.
-    """
+    """A conversation and its commands; `notes` are texts that stand before the next question."""
 
     def __init__(
         self,
@@ -250,8 +247,7 @@ class Talk:
 
         Raises:
             Cancelled: it was stopped before the answer began; nothing has changed.
-            ContextOverflow, CaptError: it cannot be answered. What was shown of an answer becomes
-                a turn; if nothing was, nothing has changed.
+            CaptError: what was shown of an answer becomes a turn; else nothing has changed.
         """
         question, before = with_notes(self.notes, typed), self.conversation
         options = self.options
@@ -265,11 +261,7 @@ class Talk:
         return answer
 
     def run(self, call: Call) -> None:
-        """Carries out a command of `COMMANDS` by the method of its name; not `exit`.
-
-        Raises:
-            CaptError: it cannot be done; nothing has changed.
-        """
+        """Carries out a command of `COMMANDS` by the method of its name, but for `exit`."""
         command: Callable[[str], None] = getattr(self, f"_{call.name}")
         command(call.rest)
 
@@ -364,7 +356,8 @@ class Talk:
 
     def _set(self, rest: str) -> None:
         if not rest:
-            self._screen.aside(_settings(self.options))
+            rows = tuple((each.name, each.of(self.options), each.takes) for each in SETTINGS)
+            self._screen.aside(Table("Settings", rows, ("name", "value", "takes")))
             return
         before, self.options = self.options, self._changed(rest)
         for name, old, new in differences(before, self.options):
@@ -511,31 +504,11 @@ class Talk:
             raise
 
     def _roll_back(self) -> dict[str, int]:
-        """Removes from the KV caches what the conversation does not hold.
-
-        Returns:
-            Tokens that it takes in each model, by role, with the frame of the next question.
-        """
+        """Removes from the KV caches what the conversation does not hold; returns its tokens."""
         runtime = self.session.runtime
         if not self.conversation.turns and self.conversation.system is None:
             runtime.forget()
         return runtime.keep(self.conversation.asking(_ANYTHING))
-
-
-def overflow_text(error: ContextOverflow) -> str:
-    """Why a turn was refused and what helps; says nothing of the text but its length."""
-    each = ", ".join(f"{role} {count}" for role, count in error.counts.items())
-    return (
-        f"This turn does not fit: with the conversation it takes {each} tokens, and the smallest "
-        f"context holds {error.limit}. Nothing was run or cut. /undo removes the last turn, /clear "
-        "begins anew, a shorter text takes less, and a larger --ctx-size (-c) at the start holds "
-        "more."
-    )
-
-
-def _settings(options: GenerateOptions) -> Table:
-    rows = tuple((each.name, each.of(options), each.takes) for each in SETTINGS)
-    return Table("Settings", rows, ("name", "value", "takes"))
 
 
 def _start(text: str) -> str:

@@ -18,9 +18,16 @@ from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.files import files_of
 from capt_local.cli.models import described, mebibytes, signed_bundles
 from capt_local.cli.options import JsonFlags, ModelFlags, TemplateFlags, ViewFlags
-from capt_local.cli.parse import DeclaredOption, SettingsFiles, options_of, unknown_variables
+from capt_local.cli.parse import (
+    SITE,
+    USER,
+    DeclaredOption,
+    options_of,
+    unknown_variables,
+    values_of,
+)
 from capt_local.cli.session import find_bundle, load_options
-from capt_local.config import MODELS_VARIABLE, key_folders, read_site, read_user
+from capt_local.config import MODELS_VARIABLE, ConfigFile, key_folders, read_site, read_user
 from capt_local.errors import CaptError, MemoryShortage, ModelError
 from capt_local.policy import signer_text
 from capt_local.report.json import dumps
@@ -391,24 +398,20 @@ class Diagnosis:
         return {"probe": "loaded in a process of their own, now or since they last changed"}
 
     def _roles(self, bundle: Bundle, template: str | None) -> Facts:
-        """How the models of a bundle go together; only their vocabularies are loaded.
-
-        Each model gets a question as from the other verbs, so that what they would refuse (no chat
-        template, one that takes no question) is a problem here.
-        """
+        """How the models of a bundle go together; only their vocabularies are loaded."""
         from capt_local.model_checks import check_tokenizers
         from capt_local.prompting.build import PromptBuilder
         from capt_local.tokenization import TextTokenizer
 
+        # As from the other verbs, so that what they would refuse (no chat template, one that takes
+        # no question) is a problem here.
         def ask(model: ModelFile, weights: Weights) -> None:
             self.warnings.extend(weights.notes)
             tokenizer = TextTokenizer(weights.vocabulary, weights.tokenize)
-            builder = PromptBuilder(
-                model, weights.metadata.chat_template, tokenizer, given=template
-            )
+            own = weights.metadata.chat_template
+            builder = PromptBuilder(model, own, tokenizer, given=template)
             try:
-                prompt = builder.prompt("What is asthma?", raw=False)
-                self.warnings.extend(prompt.notices)
+                self.warnings.extend(builder.prompt("What is asthma?", raw=False).notices)
             except CaptError as error:
                 self._problem(error)
 
@@ -470,17 +473,18 @@ def config_show(flags: ConfigFlags) -> int:
     shown as they are; a verb checks them when it uses them.
     """
     screen = Screen.standard(flags.verbose)
-    files = SettingsFiles.read()
+    site, user = read_site(), read_user()
+    files: dict[str, ConfigFile] = {SITE: site, USER: user}
     known = {"models": DeclaredOption("models", "models", MODELS_VARIABLE, str, several=True)}
-    for file in (files.site, files.user):
+    for file in (site, user):
         file.models  # noqa: B018 - raises if it has no meaning
     for verb in (function(name) for name, (module, _) in VERBS.items() if module):
         known = {key: one for key, one in options_of(verb).items() if one.variable} | known
-    files.values(known)  # unknown keys are refused
+    values_of(files, known)  # unknown keys are refused
     found: dict[str, dict[str, Any]] = {}
     for key, option in sorted(known.items()):
         value, source = None, "default"
-        for name, file in files.named():
+        for name, file in files.items():
             if key in file.options:
                 value, source = file.options[key], f"{name.lower()} file"
         if given := os.environ.get(option.variable or ""):  # an empty one counts as none
@@ -491,12 +495,12 @@ def config_show(flags: ConfigFlags) -> int:
             "source": source,
             "variable": option.variable,
         }
-    limits = files.site.limits
+    limits = site.limits
     if flags.json:
         about = {
             "files": {
                 name.lower(): {"path": str(file.path), "exists": file.exists}
-                for name, file in files.named()
+                for name, file in files.items()
             },
             "settings": found,
             "limits": {"forbid": sorted(limits.forbidden), "alpha": limits.alpha},
@@ -506,7 +510,7 @@ def config_show(flags: ConfigFlags) -> int:
         return ExitCode.OK
     places = tuple(
         (name.lower(), str(file.path) + ("" if file.exists else " (not there)"))
-        for name, file in files.named()
+        for name, file in files.items()
     )
     rows = tuple(
         (key, one["default"] or "" if one["value"] is None else _text(one["value"]), one["source"])

@@ -42,7 +42,7 @@ from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
-    from capt_local.evaluate.metrics import Interval, MethodFigures, Result, TaskSummary
+    from capt_local.evaluate.metrics import MethodFigures, Result, TaskSummary
     from capt_local.evaluate.run import EvalPlan, ResultsFile, SampleLog
     from capt_local.evaluate.tasks import EvalTask
     from capt_local.llama.options import LoadOptions
@@ -130,11 +130,16 @@ def eval(flags: EvalFlags) -> int:
     """
     # Imported here: the help needs none of it.
     from capt_local.evaluate.metrics import as_object, summarise_task
-    from capt_local.evaluate.tasks import Kind
+    from capt_local.evaluate.tasks import Kind, read_task, shortened
     from capt_local.rerank import open_scorer
 
     screen = Screen.standard(flags.verbose)
-    tasks = _read_tasks(flags)
+    if not flags.places:
+        raise UsageError("There is no task. Give at least one with --task.")
+    tasks = []
+    for number, place in enumerate(flags.places, 1):
+        task = read_task(place, limit=flags.limit, seed=flags.seed, what=f"Task {number}")
+        tasks.append(shortened(task, flags.max_input_bytes))
     bundle = find_bundle(flags)
     plan = _plan(flags, bundle)
     plan.check(tasks)
@@ -174,18 +179,6 @@ def eval(flags: EvalFlags) -> int:
         screen.note(f"interrupted. {safe}")
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED_RECORDS if any(one.failed for one in counts) else ExitCode.OK
-
-
-def _read_tasks(flags: EvalFlags) -> list[EvalTask]:
-    from capt_local.evaluate.tasks import read_task, shortened
-
-    if not flags.places:
-        raise UsageError("There is no task. Give at least one with --task.")
-    tasks = [
-        read_task(place, limit=flags.limit, seed=flags.seed, what=f"Task {number}")
-        for number, place in enumerate(flags.places, 1)
-    ]
-    return [shortened(task, flags.max_input_bytes) for task in tasks]
 
 
 def _plan(flags: EvalFlags, bundle: Bundle) -> EvalPlan:
@@ -235,6 +228,16 @@ def _methods(names: list[str] | None, bundle: Bundle, against: Method) -> list[M
 
 def _settings(flags: EvalFlags, tasks: Sequence[EvalTask], plan: EvalPlan) -> dict[str, Any]:
     """Tasks and parameters by name; no text of prompts, items or stop strings."""
+    from capt_local.batch.output import digest_of
+
+    methods = {}
+    for name, options in plan.methods.items():
+        parameters = dataclasses.asdict(options)
+        # Stop strings may be words of a note.
+        parameters["stop"] = [digest_of(text) for text in options.stop]
+        parameters["structure"] = options.structure.digest if options.structure else None
+        left_out = ("max_tokens", "top", "method")
+        methods[name] = {key: each for key, each in parameters.items() if key not in left_out}
     best = {"best_of": plan.best_of, "scorer": plan.scorer and plan.scorer.digest}
     return {
         "seed": flags.seed,
@@ -245,20 +248,8 @@ def _settings(flags: EvalFlags, tasks: Sequence[EvalTask], plan: EvalPlan) -> di
         "max_tokens": plan.max_tokens,
         **(best if plan.best_of > 1 else {}),
         "tasks": {task.name: task.digest for task in tasks},
-        "methods": {name: _parameters(options) for name, options in plan.methods.items()},
+        "methods": methods,
     }
-
-
-def _parameters(options: GenerateOptions) -> dict[str, Any]:
-    from capt_local.batch.output import digest_of
-
-    parameters = dataclasses.asdict(options)
-    for name in ("max_tokens", "top", "method"):
-        del parameters[name]
-    # Stop strings may be words of a note.
-    parameters["stop"] = [digest_of(text) for text in options.stop]
-    parameters["structure"] = options.structure.digest if options.structure else None
-    return parameters
 
 
 def fingerprint(
@@ -290,11 +281,7 @@ def _open_files(
     settings: Mapping[str, Any],
     stack: contextlib.ExitStack,
 ) -> tuple[EvalFlags, ResultsFile | None, SampleLog | None]:
-    """Opens the files of --results and --log-samples; `stack` closes them.
-
-    The flags come back with the day that chat templates take for today: the whole run has one, also
-    where it goes over midnight or is resumed on another day.
-    """
+    """Opens the files of --results and --log-samples; the flags come back with the run's date."""
     from capt_local.batch.output import differences
     from capt_local.evaluate.run import ResultsFile, SampleLog
 
@@ -302,6 +289,7 @@ def _open_files(
     if flags.results is not None:
         results = stack.enter_context(contextlib.closing(ResultsFile(flags.results)))
         before = results.fingerprint
+    # The whole run has one, also where it goes over midnight or is resumed on another day.
     pinned = pinned_date(flags)
     date = pinned.isoformat() if pinned else datetime.date.today().isoformat()
     if before and pinned is None:
@@ -318,10 +306,7 @@ def _open_files(
 
 
 def _check_methods(session: Session, plan: EvalPlan, *, raw: bool) -> None:
-    """Puts a word to every method, without computing, so that none fails in the middle.
-
-    In the form in which items are asked: a model without a chat template is found out, too.
-    """
+    """Puts a word to every method as items are asked, so that none fails in the middle."""
     for name, options in plan.methods.items():
         made = session.runtime.generate("-", options, raw=raw, cancel=session.interrupt)
         session.screen.notes(f"{name}: {notice}" for notice in made.notices)
@@ -385,8 +370,12 @@ def _views(summaries: Sequence[TaskSummary]) -> list[View]:
                 if spread := one.values.get(metric):
                     low, high = f"{spread.low:.{digits}f}", f"{spread.high:.{digits}f}"
                     value = f"{spread.estimate:.{digits}f} [{low}, {high}]"
-                interval = one.intervals.get(metric)
-                shown = _comparison(interval) if interval else "-"
+                shown = "-"
+                if found := one.intervals.get(metric):
+                    mark, sign = ("x", "") if found.kind == "ratio" else ("", "+")
+                    numbers = (found.estimate, found.low, found.high)
+                    estimate, low, high = (f"{number:{sign}.3f}" for number in numbers)
+                    shown = f"{mark}{estimate} [{low}, {high}]"
                 figures.append((name, method, _NAMES.get(metric, metric), value, shown))
             failed = sum(one.counts.failed.values())
             cost = f"{one.counts.done}", f"{failed}", f"{one.seconds:.1f}", f"{one.tokens}"
@@ -408,12 +397,6 @@ def _once(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
         method = "" if row[:2] == above[:2] else row[1]
         shown.append((task, method, *row[2:]))
     return tuple(shown)
-
-
-def _comparison(interval: Interval) -> str:
-    if interval.kind == "ratio":
-        return f"x{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def _notes(summaries: Sequence[TaskSummary]) -> Iterator[str]:

@@ -40,15 +40,12 @@ def code_for(error: BaseException) -> ExitCode:
 
 
 def line_for(error: BaseException) -> str:
-    """The line that a person reads.
-
-    The message of an unforeseen exception may hold the user's text, so it has only the type and
-    the place in this package.
-    """
+    """The line that a person reads."""
     if code_for(error) is ExitCode.INTERRUPTED:
         return "interrupted."
     if isinstance(error, CaptError):
         return str(error)
+    # The message of an unforeseen one may hold the user's text.
     return (
         f"unexpected {type(error).__name__} at {place_of(error)} (capt-local {__version__}). "
         "This is a defect, and this line holds nothing of your text: please report it. "
@@ -62,11 +59,7 @@ def wants_traceback() -> bool:
 
 
 class Interrupt:
-    """Catches Ctrl-C while it is entered; use from the main thread.
-
-    Attributes:
-        requested: whether Ctrl-C was pressed.
-    """
+    """Catches Ctrl-C while it is entered: `requested` says if it was; use from the main thread."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -77,11 +70,7 @@ class Interrupt:
         return self.requested
 
     def check(self) -> None:
-        """Ends work that has no half result, such as loading.
-
-        Raises:
-            Cancelled: Ctrl-C was pressed.
-        """
+        """Raises Cancelled if Ctrl-C was pressed: for work without a half result, as loading."""
         if self.requested:
             raise Cancelled("interrupted")
 

@@ -64,11 +64,8 @@ def read_prompt(
 ) -> GivenPrompt:
     """The prompt of -p and -f, "-" being standard input; with both, a blank line is between them.
 
-    Text is in the given encoding; None: that of its mark, else UTF-8.
-
     Raises:
-        UsageError: no text, empty text, standard input as both parts, a document that cannot be
-            read, text of another encoding, or a terminal as standard input with nothing else.
+        UsageError: there is no text, or it cannot be read.
     """
     from capt_local.documents import Document, read_path
 
@@ -130,11 +127,10 @@ def stdin_holds_text() -> bool:
 
 
 def read_text(path: Path, what: str, largest: int = 64 << 20) -> str:
-    """A text file; a byte order mark in front is not part of it.
+    """A text file of at most `largest` bytes, without a byte order mark in front.
 
     Raises:
-        UsageError: it cannot be read, is larger than `largest` bytes, or holds a byte that is NUL
-            or not UTF-8, with its offset.
+        UsageError: it cannot be read, or is no text.
     """
     from capt_local.strict_json import read_bytes
 
@@ -150,13 +146,9 @@ def read_text(path: Path, what: str, largest: int = 64 << 20) -> str:
 
 
 def checked(text: str, option: str) -> str:
-    """Text from the command line; bytes that were not UTF-8 arrive as lone surrogates.
-
-    Raises:
-        UsageError: naming the offset of the first such character.
-    """
+    """Text from the command line. Raises UsageError: it is not UTF-8, or holds a NUL."""
     try:
-        text.encode("utf-8")
+        text.encode("utf-8")  # bytes that were not UTF-8 arrive as lone surrogates
     except UnicodeEncodeError as error:
         raise UsageError(
             f"The text of {option} is not valid UTF-8 at character {error.start} (counted from 0)."
@@ -169,14 +161,8 @@ class OutputFile:
     """A file that is written at the end, in one go; its place is tried out when this is made.
 
     An existing file is replaced only if it is empty, if it begins as what we write, or by force;
-    one that the command reads never, links to it included.
-
-    Args:
-        path: of the file.
-        name: of the file in errors: what the user calls it, never its path.
-        inputs: files that the command reads.
-        force: whether a file that we did not write may be replaced; None: no, and there is no
-            --force that would let it.
+    one of the `inputs` of the command never, links to it included. `name` stands in errors, never
+    the path. Where `force` is None, the verb has no --force.
 
     Raises:
         UsageError: the file cannot be written there, or may not take the place of another one.
@@ -218,11 +204,7 @@ class OutputFile:
         return f"{self._name} exists and stays as it was: what is incomplete replaces no file."
 
     def write(self, text: str) -> None:
-        """Writes the file beside its place, flushes it to the disk and renames it.
-
-        Raises:
-            UsageError: the disk is full or the folder has gone; what was there before is intact.
-        """
+        """Writes the file. Raises UsageError: it cannot be; what was there before is intact."""
         handle, part = self._new_file()
         try:
             # By its handle: whoever may write the folder could put a link in the place of the name.

@@ -40,15 +40,9 @@ def flag(
     feature: Feature | None = None,
     **more: Any,
 ) -> Any:
-    """A field of a group that is an option of one call, such as `-o --output PATH`.
+    """A field that is an option of one call, with `usage` such as `-o --output PATH`.
 
-    Args:
-        usage: its names, and what stands behind them.
-        help: the line of `--help`.
-        default: its value where nobody gives one.
-        twin: its environment variable.
-        feature: which the site may forbid.
-        more: for Typer.
+    `twin` is its environment variable, `feature` what the site may forbid; `more` is for Typer.
     """
     *names, last = usage.split()
     if last.startswith("-"):
@@ -109,8 +103,8 @@ class TemplateFlags:
         """The source of the template; None: the bundle's or the model's own.
 
         Raises:
-            UsageError: it is no known name, and no file that can be read; or it is a file, and the
-                site allows signed bundles only: a template changes what the models read.
+            UsageError: it cannot be read, or the site allows signed bundles only and it is a file:
+                a template changes what the models read.
         """
         if self.template is None:
             return None

@@ -25,7 +25,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.config import MODELS_VARIABLE, ConfigFile, Feature, SiteFile, read_site, read_user
+from capt_local.config import KEY, MODELS_VARIABLE, ConfigFile, Feature, read_site, read_user
 from capt_local.errors import UsageError
 from capt_local.report.terminal import Screen, unwritable
 
@@ -54,8 +54,9 @@ _INSTEAD = {
 
 def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int:
     """Parses the arguments of a verb and runs it; returns the exit code."""
-    files, options = SettingsFiles.read(), options_of(verb)
-    of_files, file_of = files.values(options)
+    site, user, options = read_site(), read_user(), options_of(verb)
+    files: dict[str, ConfigFile] = {SITE: site, USER: user}  # the stronger last
+    of_files, file_of = values_of(files, options)
     program = typer.Typer(add_completion=False, rich_markup_mode=None)
     program.command(context_settings=_SETTINGS)(_flat(verb))
     made: Any = typer.main.get_command(program)
@@ -76,8 +77,10 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
         at: Any = getattr(getattr(error, "param", None), "name", None)
         declared = next((one for one in options.values() if one.name == at), None)
         takes = declared.takes if declared else "another value"
-        if declared is not None and _source(error, at) == FILES:
-            path = dict(files.named())[file_of[declared.name]].path
+        context: Any = getattr(error, "ctx", None)
+        source = context.get_parameter_source(at) if context and declared else None
+        if declared is not None and source is not None and source.name == FILES:
+            path = files[file_of[declared.name]].path
             screen.error(f"{path}: options.{declared.key} takes {takes}.")
         else:
             line = _usage_line(error, takes, name.split()[-1])
@@ -88,13 +91,13 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
     values, sources = parsed
     for option in options.values():
         if option.feature is not None and values[option.name] not in (None, False):
-            files.site.limits.refuse(option.feature, f"--{option.key}")
+            site.limits.refuse(option.feature, f"--{option.key}")
     if unknown := unknown_variables(os.environ):
         have = "is" if len(unknown) == 1 else "are"
         hint = "'capt-local config show' lists the settings."
         note = f"{', '.join(unknown)} {have} in the environment, but no setting has this name;"
         screen.notes([f"{note} {hint}"])
-    gone = overruled(
+    gone = _overruled(
         values, {at: file_of[at] if one == FILES else one for at, one in sources.items()}
     )
     return verb(_flags_of(verb)(**{at: each for at, each in values.items() if at not in gone}))
@@ -125,13 +128,6 @@ def _flat(verb: Verb) -> Callable[..., Any]:
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
-
-
-def _source(error: BaseException, name: str) -> str | None:
-    """Where the value came from that an error of Click is about."""
-    context: Any = getattr(error, "ctx", None)
-    source = context.get_parameter_source(name) if context else None
-    return None if source is None else str(source.name)
 
 
 def _usage_line(error: BaseException, takes: str, verb: str) -> str:
@@ -185,8 +181,6 @@ _RIVALS = (
 # Options that mean nothing without one of these: then their settings are not used.
 _NEEDS = {"top_logprobs": {"json", "logprobs"}}
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")  # others may hold anything, line breaks too
-
 
 @dataclass(frozen=True, slots=True)
 class DeclaredOption:
@@ -198,9 +192,8 @@ class DeclaredOption:
         variable: in the environment; None where it has no twin.
         kind: bool, int, float, str, Path, or an enumeration of texts.
         several: whether it takes a list of these.
-        least: of a number, or None.
-        most: likewise.
-        default: what holds where nobody sets it, for people; empty for nothing.
+        least, most: of a number.
+        default: what holds where nobody sets it, for people.
         feature: which the site may forbid.
     """
 
@@ -246,43 +239,27 @@ class DeclaredOption:
         return str(given)
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsFiles:
-    """The files of this machine and this user; the user's wins."""
+def values_of(
+    files: Mapping[str, ConfigFile], known: Mapping[str, DeclaredOption]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the files say about the options of one verb, and which file says it.
 
-    site: SiteFile
-    user: ConfigFile
-
-    @classmethod
-    def read(cls) -> SettingsFiles:
-        """Reads both. Raises UsageError: one is not understood, or not to be trusted."""
-        return cls(read_site(), read_user())
-
-    def named(self) -> Iterator[tuple[str, ConfigFile]]:
-        """The files, the strongest last."""
-        yield SITE, self.site
-        yield USER, self.user
-
-    def values(self, known: Mapping[str, DeclaredOption]) -> tuple[dict[str, Any], dict[str, str]]:
-        """What the files say about the options of one verb, and which file says it.
-
-        Raises:
-            UsageError: a key is no setting of any verb, or a value cannot be one.
-        """
-        values: dict[str, Any] = {}
-        origin: dict[str, str] = {}
-        for layer, file in self.named():
-            for key, given in file.options.items():
-                if key not in KEYS and key != "models":  # those of other verbs are fine
-                    named = f"options.{key}" if _KEY.fullmatch(key) else "such key in options"
-                    raise UsageError(
-                        f"{file.path}: there is no {named}; "
-                        "'capt-local config show' lists the keys."
-                    )
-                if key in known and known[key].variable:
-                    name = known[key].name
-                    values[name], origin[name] = known[key].from_file(given, file), layer
-        return values, origin
+    Raises:
+        UsageError: a key is no setting of any verb, or a value cannot be one.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for layer, file in files.items():
+        for key, given in file.options.items():
+            if key not in KEYS and key != "models":  # those of other verbs are fine
+                named = f"options.{key}" if KEY.fullmatch(key) else "such key in options"
+                raise UsageError(
+                    f"{file.path}: there is no {named}; 'capt-local config show' lists the keys."
+                )
+            if key in known and known[key].variable:
+                name = known[key].name
+                values[name], origin[name] = known[key].from_file(given, file), layer
+    return values, origin
 
 
 def _flags_of(verb: Verb) -> type[Any]:
@@ -344,13 +321,8 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     )
 
 
-def overruled(values: Mapping[str, Any], origin: Mapping[str, str]) -> set[str]:
-    """Options whose values do not count, since they do not go with those of a stronger source.
-
-    Args:
-        values: of all options of a verb, by name.
-        origin: the source of each, by name.
-    """
+def _overruled(values: Mapping[str, Any], origin: Mapping[str, str]) -> set[str]:
+    """Options whose values do not count, since they do not go with those of a stronger source."""
 
     def rank(names: set[str]) -> int:
         sources = [origin[name] for name in names if origin.get(name) in _SOURCES]

@@ -8,7 +8,7 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from capt_local.cli.exits import Interrupt
 from capt_local.cli.files import checked
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
     from capt_local.bundles.verify import Check
     from capt_local.decoding.loop import Generation
-    from capt_local.llama.options import LoadOptions, Placement
+    from capt_local.llama.options import GpuLayers, LoadOptions, Placement
     from capt_local.rerank import Unsupported
     from capt_local.runtime import Runtime
 
@@ -58,8 +58,7 @@ def find_bundle(flags: ModelFlags) -> Bundle:
     """The bundle that the flags name, or one made of explicit model files.
 
     Raises:
-        UsageError: a bundle and files are given, or an expert or base without a target; or the site
-            forbids such models.
+        UsageError: flags do not go together, or the site forbids such models.
         ModelError: there is no such bundle, or it is broken.
     """
     from capt_local.bundles import store
@@ -96,7 +95,7 @@ def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
 
 def _placements(flags: ModelFlags, bundle: Bundle) -> dict[str, Placement]:
     """Where models go: of the roles that flags name, and of all others as that of ""."""
-    from capt_local.llama.options import CPU, GpuLayers, Placement
+    from capt_local.llama.options import CPU, Placement
 
     def by_role(name: str, given: Sequence[str] | None) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -112,13 +111,6 @@ def _placements(flags: ModelFlags, bundle: Bundle) -> dict[str, Placement]:
             raise UsageError(f"{name} is given twice for the same models.")
         return found
 
-    def layers_of(text: str) -> GpuLayers:
-        if text in ("auto", "all"):
-            return "auto" if text == "auto" else "all"
-        if text.isascii() and text.isdecimal():
-            return int(text)
-        raise UsageError("--gpu-layers takes a number, auto or all.")
-
     layers = by_role("--gpu-layers", flags.gpu_layers)
     devices = by_role("--device", flags.device)
     splits = by_role("--tensor-split", flags.tensor_split)
@@ -132,9 +124,11 @@ def _placements(flags: ModelFlags, bundle: Bundle) -> dict[str, Placement]:
         if names == (CPU,) and role in devices:  # stronger than what holds for all
             number = number if role in layers else "auto"
             split = splits.get(role, [])
+        if not (number in ("auto", "all") or (number.isascii() and number.isdecimal())):
+            raise UsageError("--gpu-layers takes a number, auto or all.")
         wrong = "--tensor-split takes numbers, as in 3,1."
         found[role] = Placement(
-            gpu_layers=layers_of(number),
+            gpu_layers=int(number) if number.isdecimal() else cast("GpuLayers", number),
             devices=names if names != ("",) else (),
             tensor_split=_numbers(split[0], wrong) if split else (),
         )
@@ -211,10 +205,8 @@ def doubts(options: GenerateOptions) -> list[str]:
 
 def pinned_date(flags: ModelFlags) -> datetime.date | None:
     """The date for chat templates, if one was given. Raises UsageError: it is not a date."""
-    if flags.date is None:
-        return None
     try:
-        return datetime.date.fromisoformat(flags.date)
+        return None if flags.date is None else datetime.date.fromisoformat(flags.date)
     except ValueError:
         raise UsageError("--date takes a date as YYYY-MM-DD.") from None
 
@@ -231,7 +223,7 @@ def open_session(
 ) -> Session:
     """Loads the models that the method needs, with a progress line, and shows the notices.
 
-    Known text is scored as many rows of logits at a time as may be read: with `scores` more.
+    With `scores`, more rows of logits are read at a time: known text is scored so many at once.
 
     Raises:
         ModelError, MemoryShortage: see `Runtime.open`.
@@ -261,7 +253,17 @@ def open_session(
     finally:  # an error stands on a line of its own
         screen.clear_progress()
     session = Session(runtime, screen, interrupt, load, date, time.perf_counter() - started)
-    screen.notes([*runtime.notices, *_context_notices(session, flags.ctx_size)])
+    screen.notes(runtime.notices)
+    asked, limits = flags.ctx_size, {at: one.context_limit for at, one in runtime.models.items()}
+    smallest = min(limits, key=lambda role: limits[role], default="target")
+    if asked is not None and limits and (own := limits.get("target", limits[smallest])) != asked:
+        told = f"the context holds {own:,} tokens instead of the {asked:,} of --ctx-size."
+        screen.notes([told])
+    if limits and limits[smallest] < limits.get("target", 0):
+        screen.notes([
+            f"the context of the {smallest} holds {limits[smallest]:,} tokens, that of the "
+            f"target {limits['target']:,}: prompt and answer have to fit into the smaller one."
+        ])  # fmt: skip
     for role, model in runtime.models.items():
         about, adapters = model.metadata, runtime.bundle.models[role].adapters
         screen.detail(
@@ -270,21 +272,6 @@ def open_session(
         )
     screen.detail(f"loaded in {session.load_seconds:.2f} s")
     return session
-
-
-def _context_notices(session: Session, asked: int | None) -> list[str]:
-    """Where contexts are not as large as one would think."""
-    limits = {role: model.context_limit for role, model in session.runtime.models.items()}
-    smallest = min(limits, key=lambda role: limits[role], default="target")
-    lines = []
-    if asked is not None and limits and (own := limits.get("target", limits[smallest])) != asked:
-        lines.append(f"the context holds {own:,} tokens instead of the {asked:,} of --ctx-size.")
-    if limits and limits[smallest] < limits.get("target", 0):
-        lines.append(
-            f"the context of the {smallest} holds {limits[smallest]:,} tokens, that of the "
-            f"target {limits['target']:,}: prompt and answer have to fit into the smaller one."
-        )
-    return lines
 
 
 def _record(

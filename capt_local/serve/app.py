@@ -334,8 +334,7 @@ class Service:
         return json_response(whole)
 
     async def _show_model(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        if name not in self.models:
+        if (name := request.path_params["model"]) not in self.models:
             raise no_model()
         return json_response(_model(name))
 

@@ -37,12 +37,10 @@ Sink = Callable[[Generation | None, Step | None, CaptError | None], None]
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request on its way through the engine.
+    """A request on its way through the engine (see `batching.Request`).
 
     Attributes:
-        prompt, options, raw: see `batching.Request`.
         sink: called in the engine's thread with each token, then once with the end.
-        owner: see `batching.Request`.
         cancelled: ends it before its next step; any thread may set it.
     """
 
@@ -151,9 +149,21 @@ class Engine:
                 if not self._ready.done():
                     self._ready.set_exception(error)
                     return
-                self._failed(error)
+                # An error that is no request's own ends all that run; the next ones are answered.
+                place = place_of(error)
+                self._report(f"an unexpected error at {place} ended the running answers")
+                failure = EngineFailed("The server met an unexpected error; nothing more is known.")
+                for job in self._running.values():
+                    self._count("failed")
+                    job.sink(None, None, failure)
+                self._running.clear()
             self._holds_texts = False
-        self._drain(EngineFailed("The server is stopping."))
+        ended = EngineFailed("The server is stopping.")
+        for job in self._running.values():
+            job.sink(None, None, ended)
+        while not self._jobs.empty():
+            if (waits := self._jobs.get()) is not None:
+                waits.sink(None, None, ended)
 
     def _requests(self) -> Iterator[Request | None]:
         """What `generate_many` takes; ends where nothing has come for a while."""
@@ -222,19 +232,3 @@ class Engine:
             self._counts["changed_tokens_total"] += generation.changed
         self._count(outcome)
         job.sink(generation, None, result.error)
-
-    def _failed(self, error: BaseException) -> None:
-        """An error that is no request's own ends all that run; the next ones are answered."""
-        self._report(f"an unexpected error at {place_of(error)} ended the running answers")
-        failure = EngineFailed("The server met an unexpected error; nothing more is known.")
-        for job in self._running.values():
-            self._count("failed")
-            job.sink(None, None, failure)
-        self._running.clear()
-
-    def _drain(self, ended: EngineFailed) -> None:
-        for job in self._running.values():
-            job.sink(None, None, ended)
-        while not self._jobs.empty():
-            if (waits := self._jobs.get()) is not None:
-                waits.sink(None, None, ended)

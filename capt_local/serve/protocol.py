@@ -207,16 +207,12 @@ class Completion:
 
     Attributes:
         chat: whether it is a conversation; else a text that is gone on with.
-        model: as the response names it.
-        prompt: of the engine.
         options: of each of `n` or `best_of` answers, which differ in their seed.
         best: whether the best of them is the answer.
         document: where facts of the answer are looked for; None: in the prompt.
-        stream: whether tokens are sent as they come.
         usage: whether a stream ends with the counts of tokens.
         logprobs: how many candidates are wanted with each token; None: no log-probabilities.
         capt: how many of each model are; None: nothing of ours.
-        id: of the response.
         created: in Unix time.
     """
 

@@ -165,13 +165,6 @@ def run(
     asyncio.run(_Server(config, leave, stop).serve([listener]))
 
 
-def host_of(header: str) -> str:
-    """The name in a Host header, without its port."""
-    if header.startswith("["):
-        return header.partition("]")[0] + "]"
-    return header.partition(":")[0].lower()
-
-
 class Guard:
     """ASGI middleware around the whole application; see the module.
 
@@ -217,7 +210,10 @@ class Guard:
                 await Response(status_code=204)(scope, receive, guarded)
                 return
             if scope["path"] == PROOF:
-                proofs = self._proofs(scope["query_string"])
+                # Shows that this server knows the keys, to a page that has one of them.
+                nonce = b"proof " + scope["query_string"][:100]
+                keys = (key.encode() for key in self._keys)
+                proofs = [hmac.digest(key, nonce, "sha256").hex() for key in keys]
                 await json_response({"proofs": proofs})(scope, receive, guarded)
                 return
             most = LARGEST_DOCUMENT if scope["path"] == "/documents" else LARGEST_BODY
@@ -245,13 +241,10 @@ class Guard:
         return ApiError(500, "The server met an unexpected error; nothing more is known.")
 
     def _preflight(self, scope: Scope, headers: dict[bytes, str], origin: str) -> bool:
-        """Refuses who may not use the server; whether a browser only asks if it may.
-
-        Raises:
-            ApiError: host, origin or key are not right.
-        """
+        """Refuses who may not use the server; whether a browser only asks if it may."""
         host = headers.get(b"host", "")
-        if host_of(host) not in self._hosts:
+        name = host.partition("]")[0] + "]" if host[:1] == "[" else host.partition(":")[0].lower()
+        if name not in self._hosts:
             raise ApiError(403, "The server does not answer to this Host.", "host_not_allowed")
         allowed = origin.lower() in self._origins
         if origin and not allowed and origin.lower() != f"{scope['scheme']}://{host.lower()}":
@@ -266,11 +259,6 @@ class Guard:
         if not sum(hmac.compare_digest(given, each.encode()) for each in self._keys):
             raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", "invalid_api_key")
         return False
-
-    def _proofs(self, nonce: bytes) -> list[str]:
-        """Shows that this server knows the keys, to a page that has one of them."""
-        keys = (key.encode() for key in self._keys)
-        return [hmac.digest(key, b"proof " + nonce[:100], "sha256").hex() for key in keys]
 
     def _headers(self, origin: str) -> Sequence[tuple[bytes, bytes]]:
         if origin.lower() not in self._origins:
