@@ -10,9 +10,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from capt_local.batch.journal import WHAT, OutputJournal, read_manifest
 from capt_local.batch.output import (
@@ -68,21 +67,8 @@ _POLL = 0.1  # seconds until signals get their turn
 _REDRAW, _LINE_EVERY = 0.1, 5.0  # seconds between two updates on a terminal, and elsewhere
 _CONTEXT = 4096  # tokens that a context has at most where nobody says
 _SHOWN = 20  # numbers of records that a note lists
+_CHARACTERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of --delimiter
 Summary = dict[str, Any]
-
-
-class Delimiter(StrEnum):
-    """Between two cells of a table."""
-
-    COMMA = "comma"
-    SEMICOLON = "semicolon"
-    TAB = "tab"
-    PIPE = "pipe"
-
-    @property
-    def character(self) -> str:
-        """The character itself."""
-        return {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}[self.value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +109,7 @@ class BatchFlags(ModelFlags, AskFlags, BestOfFlags, SourceFlags, ViewFlags):
         "Actors, each with models of its own. Default: one for each GPU, else for each machine.",
         min=1,
     )
-    delimiter: Delimiter | None = setting(
+    delimiter: Literal["comma", "semicolon", "tab", "pipe"] | None = setting(
         "--delimiter comma|semicolon|tab|pipe",
         "What separates the cells of CSV. Default: comma, and tab in *.tsv.",
     )
@@ -256,7 +242,7 @@ class BatchRun:
             self.source = check_input(
                 flags.input,
                 parser=RecordParser(template, flags.system_text(), flags.id_field, flags.raw),
-                delimiter=flags.delimiter.character if flags.delimiter else None,
+                delimiter=_CHARACTERS[flags.delimiter] if flags.delimiter else None,
                 document_field=flags.document_field,
                 encoding=flags.encoding,
                 options=self.options,
@@ -454,7 +440,7 @@ class BatchRun:
                 self._report_too_long(journal, long)
                 long.clear()
 
-        display.show(progress)
+        display.progress = progress
         try:
             if job.indices:
                 complete = run_job(job, workers, progress, report=report, stop=stop)
@@ -521,13 +507,9 @@ class ProgressDisplay:
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
-        self._progress: RunProgress | None = None
+        self.progress: RunProgress | None = None  # of the run that `tick` tells of
         self._last = time.monotonic()
         self._gone = self._noticed = False
-
-    def show(self, progress: RunProgress) -> None:
-        """Shows from now on how far this is."""
-        self._progress = progress
 
     def note(self, text: str) -> None:
         """Writes a line."""
@@ -557,7 +539,7 @@ class ProgressDisplay:
 
     def tick(self) -> None:
         """Shows how far the run is, if it is time: "412/1000, 35.2 tokens/s, 12 min left"."""
-        progress, terminal = self._progress, self._screen.asides_on_terminal
+        progress, terminal = self.progress, self._screen.asides_on_terminal
         now = time.monotonic()
         wait = _REDRAW if terminal else _LINE_EVERY
         if progress is None or not progress.started or now - self._last < wait:

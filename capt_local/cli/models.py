@@ -214,10 +214,8 @@ def described(
 ) -> dict[str, Any]:
     """All that is known of a bundle; only the vocabularies of its models are loaded.
 
-    Args:
-        bundle: read from its manifest.
-        stamps: of the files that were checked, by path; one that is not the same is not loaded.
-        look: called with each model while its vocabulary is loaded.
+    A file that is not the one of its stamp is not loaded. `look` is called with each model while
+    its vocabulary is there.
 
     Raises:
         ModelError: a file cannot be loaded.
@@ -287,20 +285,17 @@ def _fits(
             )
         }
         same["same_template"] &= ours["template"] == theirs["template"]
+        pieces = []  # those that are text, of the target and of the expert
+        for one in (vocabularies["target"], vocabularies[expert]):
+            pairs = zip(one.pieces(), one.is_text, strict=True)
+            pieces.append({piece for piece, text in pairs if text})
         fits[expert] = {
             "base": base,
             "same_vocabulary": vocabularies[expert].same_as(vocabularies[base]),
             **same,
-            "overlap": overlap(vocabularies["target"], vocabularies[expert]),
+            "overlap": len(pieces[0] & pieces[1]) / max(1, len(pieces[0])),
         }
     return fits
-
-
-def overlap(target: Vocabulary, expert: Vocabulary) -> float:
-    """The share of the target's text pieces that are pieces of the expert as well."""
-    ours = {piece for piece, text in zip(target.pieces(), target.is_text, strict=True) if text}
-    theirs = {piece for piece, text in zip(expert.pieces(), expert.is_text, strict=True) if text}
-    return len(ours & theirs) / len(ours) if ours else 0.0
 
 
 def _tables(found: dict[str, Any], signer: str) -> list[Table]:

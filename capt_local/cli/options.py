@@ -12,10 +12,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -202,13 +201,6 @@ class SourceFlags:
     )
 
 
-class Switch(StrEnum):
-    """On or off."""
-
-    ON = "on"
-    OFF = "off"
-
-
 @dataclass(frozen=True, kw_only=True)
 class AskFlags(MethodFlags, SampleFlags, StructureFlags):
     """How something is asked and answered, for verbs that do just that."""
@@ -222,10 +214,10 @@ class AskFlags(MethodFlags, SampleFlags, StructureFlags):
         "The encoding of text files: utf-8, utf-16, windows-1252, ... Default: that of a byte "
         "order mark, else utf-8.",
     )
-    expert_in_thoughts: Switch = setting(
+    expert_in_thoughts: Literal["on", "off"] = setting(
         "--expert-in-thoughts on|off",
         "Whether expert and base read the reasoning and take part in it. Default: off.",
-        Switch.OFF,
+        "off",
     )
 
     def system_text(self) -> str | None:
@@ -242,19 +234,11 @@ class AskFlags(MethodFlags, SampleFlags, StructureFlags):
         return text
 
 
-class ReasoningDisplay(StrEnum):
-    """How reasoning is shown, on standard error."""
-
-    SHOW = "show"
-    DIM = "dim"
-    HIDE = "hide"
-
-
 @dataclass(frozen=True, kw_only=True)
 class AnswerFlags(AskFlags, TemplateFlags):
     """The same, for verbs that write one answer at a time and show it as it is made."""
 
-    thoughts: ReasoningDisplay | None = setting(
+    thoughts: Literal["show", "dim", "hide"] | None = setting(
         "--thoughts show|dim|hide",
         "How the model's reasoning is shown, on standard error. Default: dim on a terminal, else "
         "hide.",
@@ -269,11 +253,8 @@ class AnswerFlags(AskFlags, TemplateFlags):
 
     def thought_writer(self, screen: Screen) -> Callable[[bytes], None] | None:
         """What writes reasoning on standard error; None where it is hidden."""
-        default = ReasoningDisplay.DIM if screen.asides_on_terminal else ReasoningDisplay.HIDE
-        display = self.thoughts or default
-        if display is ReasoningDisplay.HIDE:
-            return None
-        return partial(screen.thought, dim=display is ReasoningDisplay.DIM)
+        display = self.thoughts or ("dim" if screen.asides_on_terminal else "hide")
+        return None if display == "hide" else partial(screen.thought, dim=display == "dim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,14 +316,6 @@ class ViewFlags:
 # The models.
 
 
-class KvFormat(StrEnum):
-    """Number formats of a KV cache."""
-
-    F16 = "f16"
-    Q8_0 = "q8_0"
-    Q4_0 = "q4_0"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
     """Which models, and how they are loaded."""
@@ -383,8 +356,8 @@ class ModelFlags:
         "--tensor-split [ROLE:]A,B,...",
         "Proportions of the layers on these GPUs. Default: on as few GPUs as hold them.",
     )
-    kv_type: KvFormat = setting(
-        "--kv-type f16|q8_0|q4_0", "Number format of the KV cache. Default: f16.", KvFormat.F16
+    kv_type: Literal["f16", "q8_0", "q4_0"] = setting(
+        "--kv-type f16|q8_0|q4_0", "Number format of the KV cache. Default: f16.", "f16"
     )
     threads: int | None = setting(
         "-t --threads N",

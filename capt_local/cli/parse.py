@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -190,7 +190,8 @@ class DeclaredOption:
         name: of the field that holds it.
         key: in a file: the long flag without its dashes.
         variable: in the environment; None where it has no twin.
-        kind: bool, int, float, str, Path, or an enumeration of texts.
+        kind: bool, int, float, str or Path.
+        choices: the only texts that it takes; empty for any.
         several: whether it takes a list of these.
         least, most: of a number.
         default: what holds where nobody sets it, for people.
@@ -201,6 +202,7 @@ class DeclaredOption:
     key: str
     variable: str | None
     kind: type
+    choices: tuple[str, ...] = ()
     several: bool = False
     least: float | None = None
     most: float | None = None
@@ -210,8 +212,8 @@ class DeclaredOption:
     @property
     def takes(self) -> str:
         """Which values it takes, for people."""
-        if issubclass(self.kind, Enum):
-            return f"one of {', '.join(member.value for member in self.kind)}"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
         ends = ""
         if self.least is not None:
             ends = f" from {self.least:g}" + (f" to {self.most:g}" if self.most else "")
@@ -285,14 +287,19 @@ def options_of(verb: Verb) -> dict[str, DeclaredOption]:
 
 def _declared(field: dataclasses.Field[Any], kind: Any) -> DeclaredOption:
     declared, names = field.metadata["declared"], field.metadata["names"]
-    union = () if get_origin(kind) is list else get_args(kind)
-    parts = [part for part in union if part is not NoneType] or [kind]
-    several = get_origin(parts[0]) is list
+    if get_origin(kind) in (Union, UnionType):  # with None
+        kind = get_args(kind)[0]
+    several = get_origin(kind) is list
+    kind = get_args(kind)[0] if several else kind
+    choices = get_args(kind)  # of a Literal
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        choices = tuple(member.value for member in kind)
     return DeclaredOption(
         name=field.name,
         key=max(names, key=len).lstrip("-"),
         variable=declared.envvar,
-        kind=get_args(parts[0])[0] if several else parts[0],
+        kind=str if choices else kind,
+        choices=choices,
         several=several,
         least=declared.min,
         most=declared.max,

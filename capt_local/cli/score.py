@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from capt_local.cli.exits import ExitCode, Interrupt
 from capt_local.cli.files import OutputFile, files_of
@@ -28,14 +28,6 @@ from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
 
 
-class Normalise(StrEnum):
-    """What the log-likelihood of a choice is divided by."""
-
-    NONE = "none"
-    BYTES = "bytes"
-    TOKENS = "tokens"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoreFlags(JsonFlags, ModelFlags, MethodFlags, ViewFlags):
     """What is scored, and how the result is shown."""
@@ -45,10 +37,10 @@ class ScoreFlags(JsonFlags, ModelFlags, MethodFlags, ViewFlags):
     max_bytes: int | None = flag("--max-bytes N", "Only the first N bytes of each text.", min=1)
     raw: bool = setting("--raw", "Answers go on with the prompt, without a template.", False)
     end: bool = flag("--end", "It counts that a given answer ends where it does.", False)
-    normalise: Normalise = flag(
+    normalise: Literal["none", "bytes", "tokens"] = flag(
         "--normalise none|bytes|tokens",
         "What the log-likelihood of a choice is divided by. Default: none.",
-        Normalise.NONE,
+        "none",
     )
     output: Path | None = flag("-o --output PATH", "Write a line of JSON for each item here.")
 
@@ -74,9 +66,9 @@ def score(flags: ScoreFlags) -> int:
         flags.file, "The file (FILE)", raw=flags.raw, limit=flags.limit, size=flags.max_bytes
     )
     choosing = {
-        Normalise.NONE: Choosing.LIKELIHOOD,
-        Normalise.BYTES: Choosing.PER_BYTE,
-        Normalise.TOKENS: Choosing.PER_TOKEN,
+        "none": Choosing.LIKELIHOOD,
+        "bytes": Choosing.PER_BYTE,
+        "tokens": Choosing.PER_TOKEN,
     }[flags.normalise]
     bundle = find_bundle(flags)
     output = None

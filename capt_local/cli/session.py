@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from capt_local.cli.exits import Interrupt
 from capt_local.cli.files import checked
-from capt_local.cli.options import AskFlags, BestOfFlags, ModelFlags, SampleFlags, Switch
+from capt_local.cli.options import AskFlags, BestOfFlags, ModelFlags, SampleFlags
 from capt_local.config import read_site
 from capt_local.decoding.options import (
     CombineOptions,
@@ -89,7 +89,7 @@ def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
         placements=placements,
         context=flags.ctx_size if flags.ctx_size is not None else bundle.context,
         threads=flags.threads,
-        kv_type=flags.kv_type.value,
+        kv_type=flags.kv_type,
     )
 
 
@@ -180,7 +180,7 @@ def generate_options(
         made = dataclasses.replace(
             made,
             structure=flags.structure(),
-            expert_in_thoughts=flags.expert_in_thoughts is Switch.ON,
+            expert_in_thoughts=flags.expert_in_thoughts == "on",
             speed=getattr(flags, "speed", made.speed),
         )
     read_site().limits.check_weights((*made.combine.alphas, *made.combine.powers))
