@@ -129,15 +129,13 @@ def _dispatch(arguments: list[str], screen: Screen) -> int:
 
         return parse.call(function(name), f"capt-local {name}", arguments[depth:], screen)
     behind = f" behind {above}" if above else ""
-    hint = " For an answer to a file: capt-local generate -f FILE." if _is_file(first) else ""
+    hint = ""
+    if os.path.isfile(first) or os.path.splitext(first)[1].lower() in (".txt", ".md"):
+        hint = " For an answer to a file: capt-local generate -f FILE."
     screen.error(
         f"there is no such verb{behind}; one of {', '.join(below(above))} is needed.{hint}"
     )
     return ExitCode.USAGE
-
-
-def _is_file(text: str) -> bool:
-    return os.path.isfile(text) or os.path.splitext(text)[1].lower() in (".txt", ".md")
 
 
 def _listed(above: str) -> str:

@@ -229,7 +229,7 @@ class BatchRun:
                 self._others |= {"best_of": flags.best_of, "scorer": scorer and scorer.digest}
         if flags.require_sources:
             self._others["require_sources"] = True
-        self._read_earlier_start()
+        self._choose_settings()
         display.notes(doubts(self.options))
         self.table = OutputFile(flags.csv, "The table (--csv)") if flags.csv else None
         template = None
@@ -274,8 +274,8 @@ class BatchRun:
                 )
             used += [path, manifest_path(path)]
 
-    def _read_earlier_start(self) -> None:
-        """Finds out how models are loaded, the date, and how many records are done at once."""
+    def _choose_settings(self) -> None:
+        """How models are loaded, the date, and how many records are done at once."""
         from capt_local.batch.run import records_at_once
 
         flags = self.flags

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from capt_local.cli.exits import ExitCode, Signals
 from capt_local.cli.files import read_text
@@ -19,16 +18,10 @@ from capt_local.cli.options import (
     ViewFlags,
     setting,
 )
-from capt_local.cli.session import Session, find_bundle, generate_options, open_session
+from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.config import Feature, read_site
-from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import Cancelled, UsageError
 from capt_local.report.terminal import Screen
-
-if TYPE_CHECKING:
-    from capt_local.rerank import Scorer
-    from capt_local.serve.app import Task
-    from capt_local.serve.server import Listener
 
 _SHORTEST_KEY, _FORGET_AFTER, _WAITING = 16, 10.0, 32  # characters, minutes, requests
 _FEWEST_CHARACTERS = 8  # different ones in a key
@@ -92,21 +85,49 @@ def serve(flags: ServeFlags) -> int:
       capt-local serve -m my-bundle --port 9000 --parallel 8 --api-key-file keys.txt
     """
     screen, keys = Screen.standard(flags.verbose), _keys(flags)
-    from capt_local.serve.app import library
-    from capt_local.serve.server import listen
+    from capt_local.rerank import open_scorer
+    from capt_local.serve.app import OPEN_PATHS, Service, library
+    from capt_local.serve.engine import Engine
+    from capt_local.serve.server import Guard, listen, run
 
     tasks, bundle, template = library(flags.tasks), find_bundle(flags), flags.template_source()
     options = generate_options(bundle, flags)
-    with listen(flags.host, flags.port) as listener, Signals() as signals:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(flags.host, flags.port))
+        signals = stack.enter_context(Signals())
         try:
             session = open_session(bundle, flags, screen, signals, wanted=None, template=template)
         except Cancelled:
             return signals.code or ExitCode.INTERRUPTED
-        with session.runtime:
-            from capt_local.rerank import open_scorer
-
-            with open_scorer(flags.scorer, bundle, flags.verify) or nullcontext() as scorer:
-                _run(session, flags, options, tasks, listener, keys, signals, scorer)
+        runtime = stack.enter_context(session.runtime)
+        scorer = open_scorer(flags.scorer, bundle, flags.verify)
+        stack.enter_context(scorer or contextlib.nullcontext())
+        engine = Engine(
+            runtime, options, parallel=flags.parallel, waiting=_WAITING,
+            forget_after=60 * (flags.idle_timeout or _FORGET_AFTER), report=screen.note,
+        )  # fmt: skip
+        engine.start()
+        stack.callback(engine.stop)
+        limits = read_site().limits
+        service = Service(
+            engine, options, session.load, tasks,
+            lambda made: limits.check_weights((*made.combine.alphas, *made.combine.powers)),
+            scorer=scorer, reports=not limits.forbids(Feature.REPORTS),
+        )  # fmt: skip
+        names = ("127.0.0.1", "localhost", "[::1]", flags.host, *(flags.allow_host or ()))
+        origins = [each.rstrip("/").lower() for each in flags.allow_origin or ()]
+        scheme = "https" if flags.tls_cert else "http"
+        address = f"{scheme}://{flags.host}:{listener.getsockname()[1]}"
+        screen.line(f"{address}/" if flags.api_key_file else f"{address}/#key={keys[0]}")
+        screen.note(
+            f"The page is at this address, OpenAI's interface at {address}/v1 (key: "
+            f"{'of your file' if flags.api_key_file else 'behind #key='}). Nothing is logged or "
+            "stored; Ctrl-C ends it."
+        )
+        guard = Guard(service.app, hosts=map(str.lower, names), keys=keys, origins=origins,
+                      open_paths=OPEN_PATHS, report=screen.note)  # fmt: skip
+        run(guard, listener, leave=signals, stop=engine.stop, certificate=flags.tls_cert,
+            key=flags.tls_key)  # fmt: skip
     return signals.code or ExitCode.INTERRUPTED
 
 
@@ -130,7 +151,7 @@ def _keys(flags: ServeFlags) -> tuple[str, ...]:
     if path is None:
         return (secrets.token_urlsafe(24),)
     lines = read_text(path, "The file of --api-key-file", largest=1 << 16).splitlines()
-    if os.name == "posix" and os.stat(path).st_mode & 0o077:
+    if os.stat(path).st_mode & 0o077:
         raise UsageError("The file of --api-key-file can be read by others: chmod 600 it.")
     found = tuple(line.strip() for line in lines if line.strip())
     # /proof answers whoever asks, so that keys of few characters could be guessed at leisure.
@@ -141,48 +162,3 @@ def _keys(flags: ServeFlags) -> tuple[str, ...]:
             "characters, one a line, such as `openssl rand -base64 24` makes."
         )
     return found
-
-
-def _run(
-    session: Session,
-    flags: ServeFlags,
-    options: GenerateOptions,
-    tasks: list[Task],
-    listener: Listener,
-    keys: tuple[str, ...],
-    signals: Signals,
-    scorer: Scorer | None,
-) -> None:
-    """Serves until a signal asks to leave."""
-    from capt_local.serve.app import OPEN_PATHS, Service
-    from capt_local.serve.engine import Engine
-    from capt_local.serve.server import Guard, run
-
-    screen, limits = session.screen, read_site().limits
-    engine = Engine(
-        session.runtime, options, parallel=flags.parallel, waiting=_WAITING,
-        forget_after=60 * (flags.idle_timeout or _FORGET_AFTER), report=screen.note,
-    )  # fmt: skip
-    engine.start()
-    try:
-        service = Service(
-            engine, options, session.load, tasks,
-            lambda made: limits.check_weights((*made.combine.alphas, *made.combine.powers)),
-            scorer=scorer, reports=not limits.forbids(Feature.REPORTS),
-        )  # fmt: skip
-        names = ("127.0.0.1", "localhost", "[::1]", flags.host, *(flags.allow_host or ()))
-        origins = [each.rstrip("/").lower() for each in flags.allow_origin or ()]
-        scheme = "https" if flags.tls_cert else "http"
-        address = f"{scheme}://{flags.host}:{listener.getsockname()[1]}"
-        screen.line(f"{address}/" if flags.api_key_file else f"{address}/#key={keys[0]}")
-        screen.note(
-            f"The page is at this address, OpenAI's interface at {address}/v1 (key: "
-            f"{'of your file' if flags.api_key_file else 'behind #key='}). Nothing is logged or "
-            "stored; Ctrl-C ends it."
-        )
-        guard = Guard(service.app, hosts=map(str.lower, names), keys=keys, origins=origins,
-                      open_paths=OPEN_PATHS, report=screen.note)  # fmt: skip
-        run(guard, listener, leave=signals, stop=engine.stop, certificate=flags.tls_cert,
-            key=flags.tls_key)  # fmt: skip
-    finally:
-        engine.stop()
