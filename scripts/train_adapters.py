@@ -150,7 +150,7 @@ def prepare(data: Path, model: Path, work: Path) -> None:
             part = [d for d in ours if d.held_out is held_out]
             random.Random(0).shuffle(part)
             _save(folder / f"{source}.text.{split}.npz", _text_rows(part, tokenizer))
-            _save(folder / f"{source}.turns.{split}.npz", _turn_rows(part, tokenizer))
+            _save(folder / f"{source}.turns.{split}.npz", _turn_rows(source, part, tokenizer))
 
 
 Row = tuple[list[int], list[int]]
@@ -174,12 +174,14 @@ def _text_rows(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
     return [(row, row) for row in (stream[i : i + ROW] for i in range(0, len(stream), ROW))]
 
 
-def _turn_rows(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+def _turn_rows(
+    source: str, documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
+) -> list[Row]:
     """Turns packed into rows; one that is longer than a row is left out, none is cut."""
     rows: list[Row] = []
     ids: list[int] = []
     marks: list[int] = []
-    turns = turns_of(documents, "adapters")
+    turns = turns_of(source, documents, "adapters")
     random.Random(1).shuffle(turns)
     for turn in turns:
         said = [{"role": "system", "content": turn.system}] if turn.system else []

@@ -139,7 +139,7 @@ def make_streams(documents: Sequence[Document], preset: Preset, vocab: Vocab, wo
             source = name.removeprefix(TURNS)
             own = [d for d in documents if d.source == source and d.held_out == held]
             if name.startswith(TURNS):
-                turns = turns_of(own, name)
+                turns = turns_of(source, own, name)
                 if held:
                     turns = turns[:: max(1, len(turns) // _HELD)][:_HELD]
                 made = turn_stream(turns, vocab, preset.shape.context, 1)

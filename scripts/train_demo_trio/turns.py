@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scripts.train_demo_trio.corpus import Document
+from scripts.train_demo_trio.corpus import TEXTBOOKS, Document
 
 _DEFINITION = re.compile(
     r"(?P<det>(?:An?|The) )?(?P<term>[A-Za-z][A-Za-z'\u2019-]*(?: [a-z][A-Za-z'-]*){0,3})"
@@ -165,29 +165,11 @@ def _choice(question: str, found: re.Match[str], rng: random.Random) -> Iterator
         yield Turn(f"{question}\n{listed}", f"{found[2]}. {options[index]}")
 
 
-def from_problem(document: Document) -> Turn:
+def from_problem(document: Document, _rng: random.Random) -> Iterator[Turn]:
     """A worked word problem of GSM8K."""
     question, answer = document.text.split("\nAnswer: ", 1)
     answer = re.sub(r"\n#### (.+)", r"\nThe answer is \1.", answer)
-    return Turn(question.removeprefix("Question: "), answer)
-
-
-def with_system(turns: list[Turn], rng: random.Random, system: tuple[str, ...] = ()) -> list[Turn]:
-    """Give one turn in eight a system message."""
-    lines = system or _SYSTEM
-    return [Turn(t.user, t.answer, rng.choice(lines)) if rng.random() < 0.125 else t for t in turns]
-
-
-def general_turns(documents: Sequence[Document], seed: str) -> list[Turn]:
-    """Turns of textbooks and word problems; novels offer none."""
-    rng = random.Random(seed)
-    turns: list[Turn] = []
-    for document in documents:
-        if document.source == "gsm8k-train":
-            turns.append(from_problem(document))
-        elif document.source.startswith("openstax"):
-            turns += from_textbook(document, rng)
-    return with_system(turns, rng)
+    yield Turn(question.removeprefix("Question: "), answer)
 
 
 # Clinical sources.
@@ -306,19 +288,26 @@ def from_case(document: Document, rng: random.Random) -> Iterator[Turn]:
         yield Turn(f"Introduce the patient of this case in one sentence.\n\n{rest}", first)
 
 
-def turns_of(documents: Sequence[Document], seed: str) -> list[Turn]:
-    """Turns of every source, clinical or general; the same seed makes the same turns."""
+_GENERAL = {
+    "gsm8k-train": from_problem,
+    **dict.fromkeys(("openstax-general", *TEXTBOOKS), from_textbook),
+}
+_CLINICAL = {
+    "medquad": from_medquad,
+    "mts-dialog-train": from_dialogue,
+    "aci-bench-train": from_visit,
+    "mtsamples-noleak": from_note,
+    "e3c-en-ccby": from_case,
+}
+
+
+def turns_of(source: str, documents: Sequence[Document], seed: str) -> list[Turn]:
+    """Turns of documents of one source, one in eight with a system message; novels offer none.
+
+    The same seed makes the same turns.
+    """
     rng = random.Random(seed)
-    makers = {
-        "medquad": from_medquad,
-        "mts-dialog-train": from_dialogue,
-        "aci-bench-train": from_visit,
-        "mtsamples-noleak": from_note,
-        "e3c-en-ccby": from_case,
-    }
-    turns: list[Turn] = []
-    for document in documents:
-        if maker := makers.get(document.source):
-            turns += maker(document, rng)
-    turns = with_system(turns, rng, _CLINICAL_SYSTEM)
-    return turns + general_turns(documents, seed)
+    make = (_GENERAL | _CLINICAL).get(source)
+    turns = [turn for document in documents for turn in make(document, rng)] if make else []
+    lines = _CLINICAL_SYSTEM if source in _CLINICAL else _SYSTEM
+    return [Turn(t.user, t.answer, rng.choice(lines)) if rng.random() < 0.125 else t for t in turns]

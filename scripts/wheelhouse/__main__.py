@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.errors import CaptError
-from scripts.wheelhouse.install import SUMS, fingerprint
+from scripts.wheelhouse.install import SUMS, fingerprint, sha256
 from scripts.wheelhouse.wheels import (
     NotBuilt,
     bill_of_materials,
@@ -33,7 +33,6 @@ from scripts.wheelhouse.wheels import (
     pip,
     read_wheels,
     requirements,
-    sha256,
 )
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -66,13 +66,17 @@ def read_sums(stick: Path) -> dict[str, str]:
     return found
 
 
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def check_file(stick: Path, name: str, sums: Mapping[str, str]) -> None:
     """Compares a file with its digest. Raises Refused: it is not there, or is another."""
     if name not in sums:
         raise Refused(f"{SUMS} does not name {name}. {AGAIN}")
     try:
-        with (stick / name).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = sha256(stick / name)
     except FileNotFoundError:
         raise Refused(f"{name} is missing. {AGAIN}") from None
     if found != sums[name]:
@@ -219,7 +223,7 @@ def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
         PATH=str(folder / "bin"),
     )  # fmt: skip
     if done.returncode:
-        raise Refused(f"pip did not install the wheels: {_reason(done)}")
+        raise Refused(f"pip did not install the wheels: {reason(done)}")
     done = call([str(python), "-I", "-c", _TRY])
     if done.returncode == -signal.SIGILL:
         raise Refused(
@@ -227,7 +231,7 @@ def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
             "Make a wheelhouse without CMAKE_ARGS, or on one like this."
         )
     if done.returncode:  # such as a library of the system that is missing
-        raise Refused(f"capt-local does not run on this machine: {_reason(done)}")
+        raise Refused(f"capt-local does not run on this machine: {reason(done)}")
 
 
 def call(command: Sequence[str], **more: str) -> subprocess.CompletedProcess[str]:
@@ -243,7 +247,7 @@ def call(command: Sequence[str], **more: str) -> subprocess.CompletedProcess[str
     )
 
 
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
+def reason(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     marked = [line for line in lines if re.match(r"(error|problem):", line, re.IGNORECASE)]
     return (marked or lines or [f"it ended with code {done.returncode}"])[-1]
@@ -258,7 +262,7 @@ def trusted(program: Path) -> set[str]:
     ask = "from capt_local.config import key_folders; print(*key_folders(), sep='\\n')"
     done = call([str(program.resolve().parent / "python"), "-I", "-c", ask])
     if done.returncode:
-        raise Refused(f"The program is installed, the bundle is not: {_reason(done)}", 3)
+        raise Refused(f"The program is installed, the bundle is not: {reason(done)}", 3)
     found = set()
     for folder in done.stdout.splitlines():
         for file in Path(folder).glob("*.pub"):
@@ -287,9 +291,9 @@ def take_in(stick: Path, about: Mapping[str, Any], program: Path, compared: bool
     once = ["--key", str(key)] if new else []
     done = call([*models, "import", str(stick / about["bundle"]), *once])
     if done.returncode:
-        raise Refused(f"The program is installed, the bundle is not: {_reason(done)}", 3)
+        raise Refused(f"The program is installed, the bundle is not: {reason(done)}", 3)
     if new and (trust := call([*models, "trust", str(key)])).returncode:
-        raise Refused(f"The bundle is installed, its key is not trusted: {_reason(trust)}", 3)
+        raise Refused(f"The bundle is installed, its key is not trusted: {reason(trust)}", 3)
     print(f"key          {fingerprint(key)}")
     if new and not compared:
         print("             is trusted from now on. It came with the stick, so compare it with")

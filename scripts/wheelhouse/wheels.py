@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.wheelhouse.install import reason, sha256
+
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
 
@@ -51,10 +53,7 @@ def call(command: Sequence[str], **environment: str) -> str:
         check=False,
     )
     if done.returncode:
-        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        errors = [line for line in lines if line.lower().startswith("error")]
-        reason = (errors or lines or ["it says nothing"])[-1]
-        raise NotBuilt(f"{Path(command[0]).name} {command[-1]} failed: {reason}")
+        raise NotBuilt(f"{Path(command[0]).name} {command[-1]} failed: {reason(done)}")
     return done.stdout
 
 
@@ -157,12 +156,6 @@ def _read(path: Path) -> Wheel:
 def normalized(name: str) -> str:
     """The name of a package as the index has it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def requirements(wheels: Sequence[Wheel]) -> str:
