@@ -317,15 +317,11 @@ def find_turn_ends(
     return frozenset(found)
 
 
-def find_markers(vocabulary: Vocabulary, template: ChatTemplate | str) -> ReasoningMarkers | None:
-    """The markers of a model; None for one that writes no reasoning, as far as can be seen.
-
-    Of a template that is a source alone, nothing is rendered.
-    """
-    source = template if isinstance(template, str) else template.source
+def find_markers(vocabulary: Vocabulary, template: ChatTemplate) -> ReasoningMarkers | None:
+    """The markers of a model; None for one that writes no reasoning, as far as can be seen."""
     special = np.isin(vocabulary.kinds, _SPECIAL)
     names = {vocabulary.piece(token) for token in np.flatnonzero(special).tolist()}
-    written = source.encode("utf-8", "replace")
+    written = template.source.encode("utf-8", "replace")
 
     def has(parts: Iterable[bytes]) -> bool:
         parts = tuple(parts)
@@ -341,14 +337,12 @@ def find_markers(vocabulary: Vocabulary, template: ChatTemplate | str) -> Reason
         for begin, end in _PAIRS
         if has((begin.removesuffix(b"thought"), end)) or end in written
     ]
-    if not isinstance(template, str):
-        pairs += _rendered(template, pairs)
+    pairs += _rendered(template, pairs)
     answers = tuple(pair for pair in _ANSWERS if has(pair))
     if not pairs and not answers:
         return None
     begin = [(begin, True) for begin, _ in pairs] + [(begin, False) for begin, _ in answers]
-    if not isinstance(template, str):
-        begin += [(opener, False) for opener in _answer_opener(template, begin)]
+    begin += [(opener, False) for opener in _answer_opener(template, begin)]
     return ReasoningMarkers(tuple(begin), tuple((end, False) for _, end in pairs), answers)
 
 

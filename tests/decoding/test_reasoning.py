@@ -16,13 +16,14 @@ from capt_local.decoding.options import CombineOptions, FinishReason, GenerateOp
 from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, Section
 from capt_local.prompting.build import find_markers
 from capt_local.prompting.messages import Prompt, ReasoningMarkers, Segment
+from capt_local.prompting.template import ChatTemplate
 from capt_local.tokenization import TokenKind, Vocabulary
 from tests.decoding.trios import PROXY, make_trio
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
-THINK = find_markers(make_vocabulary([]), "{{ '<think>' }} {{ '</think>' }}")
-HARMONY = find_markers(make_vocabulary([]), "<|channel|> <|message|>")
-ANSWER = find_markers(make_vocabulary([]), "<think> </think> <response> </response>")
+THINK = find_markers(make_vocabulary([]), ChatTemplate("{{ '<think>' }} {{ '</think>' }}"))
+HARMONY = find_markers(make_vocabulary([]), ChatTemplate("<|channel|> <|message|>"))
+ANSWER = find_markers(make_vocabulary([]), ChatTemplate("<think> </think> <response> </response>"))
 assert THINK is not None and ANSWER is not None and HARMONY is not None
 ANALYSIS = b"<|channel|>analysis<|message|>"
 NEXT = b"<|end|><|start|>assistant"
@@ -106,7 +107,7 @@ def answer(
         Speaker(said, len(tokens) + len(user.tokens)), FakeModel(PROXY, 2), FakeModel(PROXY, 3),
         CombineOptions(alphas=(1.0,)),
     )  # fmt: skip
-    markers = find_markers(VOCABULARY, "")
+    markers = find_markers(VOCABULARY, ChatTemplate(""))
     prompts = {"target": Prompt((user, Segment(tuple(tokens))), markers=markers)}
     for proxy in trio.proxies:
         read = text_tokenizer(proxy.cache.model).encode(b"ab", start=True)  # type: ignore
@@ -150,7 +151,7 @@ def test_markers_that_are_text_are_found_as_well() -> None:
 
 
 def test_before_a_form_only_the_template_opens_thoughts() -> None:
-    markers = find_markers(VOCABULARY, "")
+    markers = find_markers(VOCABULARY, ChatTemplate(""))
     for token, opened in ((IDS[b"<think>"], True), (IDS[b"</think>"], False), (0, False)):
         prompt = Prompt((Segment((0,), b"x"), Segment((token,))), markers=markers)
         free, formed = (
@@ -227,7 +228,9 @@ def test_proxies_of_the_same_vocabulary_read_what_might_have_begun_a_marker() ->
         trio = make_trio(Speaker(said, len(user.tokens)), *models, CombineOptions(alphas=(1.0,)))
         assert all(proxy.alignment.follows_tokens for proxy in trio.proxies)
         prompts = {
-            role: Prompt((Segment(user.tokens),), markers=find_markers(VOCABULARY, ""))
+            role: Prompt(
+                (Segment(user.tokens),), markers=find_markers(VOCABULARY, ChatTemplate(""))
+            )
             for role in ("target", "expert", "base")
         }
         options = GenerateOptions(max_tokens=len(said), speed=Speed.EXACT_STEPS)

@@ -18,6 +18,7 @@ from capt_local.decoding.options import (
 )
 from capt_local.prompting.build import find_markers
 from capt_local.prompting.messages import Prompt, Segment
+from capt_local.prompting.template import ChatTemplate
 from tests.decoding.answers import Habit, at_every_speed, lettered
 from tests.decoding.test_reasoning import IDS, SAID, VOCABULARY, Speaker
 from tests.decoding.test_structured import Texts
@@ -218,7 +219,7 @@ def test_thoughts(opened: bool, everywhere: bool) -> None:
 
     def edit(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
         target = prompts["target"]
-        markers = find_markers(VOCABULARY, "")
+        markers = find_markers(VOCABULARY, ChatTemplate(""))
         segments = (*target.segments, Segment(tuple(tokens)))
         prompts["target"] = Prompt(segments, markers=markers)
         return prompts
