@@ -13,6 +13,8 @@ from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import AttachedFile, Bundle, ModelFile
+    from capt_local.llama.library import BuildInfo
+    from capt_local.llama.model import LlamaModel
     from capt_local.llama.options import LoadOptions
     from capt_local.runtime import Runtime
 
@@ -24,10 +26,7 @@ def provenance(
     date: datetime.date | None,
     text: bytes | None = None,
 ) -> dict[str, Any]:
-    """What is needed to make the same answer again, apart from the prompt.
-
-    Stop strings are left out, their number apart: they may be words of a note. So is the form of
-    the answer, its digest apart.
+    """What is needed to make the same answer again, apart from prompt and stop strings.
 
     Args:
         runtime: that answers.
@@ -39,20 +38,10 @@ def provenance(
     from capt_local.llama.library import library
 
     build = library().build_info()
-    parameters = dataclasses.asdict(options)
-    parameters["stop"] = len(options.stop)
-    if options.structure is not None:  # a schema may be long, or hold words of a note
-        form = {"kind": options.structure.kind, "sha256": options.structure.digest}
-        parameters["structure"] = form
     bundle, template = runtime.bundle, runtime.template
     return {
-        "versions": {
-            "capt_local": __version__,
-            "llama_cpp_python": build.binding,
-            "llama_cpp": build.llama_cpp,
-            "python": platform.python_version(),
-        },
-        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": {**versions_of(build), "python": platform.python_version()},
+        "platform": platform_name(),
         "build": build.system_info,
         "bundle": about_bundle(bundle),
         "models": {
@@ -61,7 +50,7 @@ def provenance(
             if role in runtime.models
         },
         "method": str(options.method),
-        "parameters": parameters,
+        "parameters": parameters_of(options, len(options.stop)),
         "loading": {
             "threads": load.threads,
             "batch": load.batch,
@@ -70,13 +59,36 @@ def provenance(
         },
         "date": date.isoformat() if date else None,
         # That of a template given by hand, which replaces the models' own.
-        "template_sha256": None if template is None else _digest(template.encode()),
-        **({} if text is None else {"output_sha256": _digest(text)}),
+        "template_sha256": None if template is None else _digest(template),
+        **({} if text is None else {"output_sha256": _digest(text.decode("utf-8", "replace"))}),
     }
 
 
-def _digest(text: bytes) -> str:
-    return hashlib.sha256(text.decode("utf-8", "replace").encode()).hexdigest()
+def parameters_of(options: GenerateOptions, stop: object) -> dict[str, Any]:
+    """Parameters of an answer, with `stop` for the stop strings: they may be words of a note."""
+    parameters = dataclasses.asdict(options) | {"stop": stop}
+    if options.structure is not None:  # a schema may be long, or hold words of a note
+        form = {"kind": options.structure.kind, "sha256": options.structure.digest}
+        parameters["structure"] = form
+    return parameters
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions_of(build: BuildInfo) -> dict[str, str]:
+    """What computes an answer."""
+    return {
+        "capt_local": __version__,
+        "llama_cpp_python": build.binding,
+        "llama_cpp": build.llama_cpp,
+    }
+
+
+def platform_name() -> str:
+    """Operating system and processor, as in "Linux x86_64"."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def about_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -91,35 +103,30 @@ def about_bundle(bundle: Bundle) -> dict[str, Any]:
 
 
 def _model(runtime: Runtime, role: str, file: ModelFile) -> dict[str, Any]:
-    model, late = runtime.models[role], runtime.late_digests
-    about: dict[str, Any] = {
-        "file": file.path.name,
-        # Waits for the digest of a file that no manifest names; None if it changed meanwhile.
-        "sha256": late.of(file),
-        "verified": _verified(runtime, file),
+    adapters = [_file(runtime, adapter, scale=adapter.scale) for adapter in file.adapters]
+    return {
+        **_file(runtime, file),
+        **({"adapters": adapters} if adapters else {}),
+        **about_model(runtime.models[role]),
     }
-    if file.adapters:
-        about["adapters"] = [
-            {
-                "file": adapter.path.name,
-                "sha256": late.of(adapter),
-                "scale": adapter.scale,
-                "verified": _verified(runtime, adapter),
-            }
-            for adapter in file.adapters
-        ]
-    return about | {
+
+
+def _file(runtime: Runtime, file: AttachedFile, **more: Any) -> dict[str, Any]:
+    verified = "no manifest names it"
+    if file.sha256 is not None:
+        how = runtime.verification.how.get(file.path)
+        verified = how.value if how else "not checked"
+    # Waits for the digest of a file that no manifest names; None if it changed meanwhile.
+    sha256 = runtime.late_digests.of(file)
+    return {"file": file.path.name, "sha256": sha256, **more, "verified": verified}
+
+
+def about_model(model: LlamaModel) -> dict[str, Any]:
+    """How a model was loaded."""
+    return {
         "architecture": model.metadata.architecture,
         "quantization": model.metadata.file_type,
         "context": model.context_limit,
         "gpu_layers": model.metadata.gpu_layers,
         "devices": model.metadata.devices,
     }
-
-
-def _verified(runtime: Runtime, file: AttachedFile) -> str:
-    """What this start has done about the digest of a manifest."""
-    if file.sha256 is None:
-        return "no manifest names it"
-    how = runtime.verification.how.get(file.path)
-    return how.value if how else "not checked"

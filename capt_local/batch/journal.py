@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from capt_local.batch.output import (
     ENDING,
@@ -28,8 +28,8 @@ from capt_local.batch.output import (
     differences,
     is_sealed,
     manifest_path,
-    now_text,
     plain,
+    time_text,
 )
 from capt_local.errors import UsageError
 from capt_local.line_file import DiskFailed, LineFile, disk_failed, put, read_file, rename
@@ -57,40 +57,18 @@ def read_manifest(output: Path) -> RunManifest | None:
     return None if data is None else RunManifest.decode(data, WHAT)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of the output, without its text.
+class Entry(NamedTuple):
+    """A line of the output, without its text."""
 
-    Attributes:
-        code: `ok`, or that of its error.
-        answered: whether it holds an answer; one that breaks its schema is answer and error.
-        sha256: of the record in the input.
-    """
-
-    code: str
-    answered: bool
-    sha256: str
+    code: str  # `ok`, or that of its error
+    answered: bool  # one that breaks its schema is answer and error
+    sha256: str  # of the record in the input
 
 
-@dataclass(slots=True)
-class OutputState:
-    """What an output holds.
-
-    Attributes:
-        manifest: of the run that goes on; None where one begins.
-        entries: its lines, by the id of the record, in the order of the file.
-        whole, torn: bytes of whole lines, and of the half line behind them.
-    """
-
-    manifest: RunManifest | None = None
-    entries: dict[str, Entry] = field(default_factory=dict)
-    whole: int = 0
-    torn: int = 0
-
-
-def _scan(file: LineFile, manifest: RunManifest) -> OutputState:
-    """Reads an output; what is no line at its end is torn, and elsewhere refused."""
-    state = OutputState(manifest)
+def _scan(file: LineFile, manifest: RunManifest) -> tuple[dict[str, Entry], int]:
+    """The lines of an output by their records, and their bytes; behind them it may be torn."""
+    entries: dict[str, Entry] = {}
+    whole = size = 0
     broken: int | None = None
 
     def refuse(number: int, problem: str) -> NoReturn:
@@ -100,7 +78,7 @@ def _scan(file: LineFile, manifest: RunManifest) -> OutputState:
         )
 
     for number, data in enumerate(file.lines(), 1):
-        state.torn += len(data)
+        size += len(data)
         try:
             line = parse_object(data) if data.endswith(b"\n") else {}
         except NotReadable:
@@ -121,17 +99,14 @@ def _scan(file: LineFile, manifest: RunManifest) -> OutputState:
             refuse(number, "is not a result of capt-local batch")
         if run != manifest.fingerprint_sha256:
             refuse(number, "is of a run with other settings")
-        if (id := str(line.get("id"))) in state.entries:
+        if (id := str(line.get("id"))) in entries:
             refuse(number, "is of a record that an earlier line is of")
-        state.entries[id] = entry
-        state.whole, state.torn = state.whole + state.torn, 0
-    return state
+        entries[id], whole = entry, size
+    return entries, whole
 
 
-def _examine(path: Path, file: LineFile, fingerprint: Fingerprint) -> OutputState:
-    """Reads an output, which must be of the run that is to go on with it; writes nothing."""
-    if not file.size:
-        return OutputState()
+def _manifest_of(path: Path, fingerprint: Fingerprint) -> RunManifest:
+    """The manifest of an output, which must be of the run that is to go on with it."""
     manifest = read_manifest(path)
     if manifest is None:
         raise UsageError(
@@ -143,7 +118,7 @@ def _examine(path: Path, file: LineFile, fingerprint: Fingerprint) -> OutputStat
             f"{WHAT} is of a run with other settings; what differs: {names}. Use the same "
             "settings, name a new file, or move this one aside with --force-new."
         )
-    return _scan(file, manifest)
+    return manifest
 
 
 def _compare(done: Mapping[str, Entry], records: Lines) -> list[str]:
@@ -176,7 +151,6 @@ class OutputJournal:
     def __init__(
         self, path: Path, file: LineFile, manifest: RunManifest, notices: list[str]
     ) -> None:
-        """See `open`."""
         self._path, self._file = path, file
         self.manifest, self.notices = manifest, notices
         self.done: dict[str, str] = {}
@@ -195,16 +169,10 @@ class OutputJournal:
     ) -> OutputJournal:
         """Begins an output, or goes on with one of the same run.
 
-        Args:
-            path: of the output.
-            fingerprint: of this run.
-            records: of the input as it is now; what is done is compared with them before anything
-                is written.
-            input: what the manifest says of the input.
-            provenance: of this start, for the manifest.
-            retry_errors: removes the lines of records without an answer, so that they are done
-                again.
-            force_new: moves an existing output aside instead of going on with it.
+        What is done is compared with `records`, those of the input as it is now. `input` and
+        `provenance` are what the manifest says of the input and of this start. `retry_errors`
+        removes the lines of records without an answer, so that they are done again; `force_new`
+        moves an existing output aside instead of going on with it.
 
         Raises:
             UsageError: it cannot be written, is in use, is something else, is of a run with other
@@ -215,32 +183,35 @@ class OutputJournal:
             try:
                 aside = _move_aside(path) if force_new else []
                 file = opened.enter_context(contextlib.closing(LineFile(path, WHAT)))
-                found = _examine(path, file, fingerprint)
+                manifest, entries, whole = RunManifest.new(fingerprint), dict[str, Entry](), 0
+                if goes_on := file.size > 0:
+                    manifest = _manifest_of(path, fingerprint)
+                    entries, whole = _scan(file, manifest)
                 kept = {
-                    id: entry
-                    for id, entry in found.entries.items()
-                    if entry.answered or not retry_errors
+                    id: entry for id, entry in entries.items() if entry.answered or not retry_errors
                 }
                 notices = aside if file.locked else [NO_LOCKS, *aside]
                 notices += _compare(kept, records) if records is not None else []
                 # Everything that may refuse is behind: from here on files are written.
-                manifest = found.manifest or RunManifest.new(fingerprint)
                 manifest.input = plain(input or {})
-                manifest.starts.append({"time": now_text(), **plain(provenance or {})})
-                if found.manifest is None:
+                manifest.starts.append({"time": time_text(time.time()), **plain(provenance or {})})
+                if not goes_on:
                     put(manifest_path(path), manifest.encode())
-                if found.torn:
-                    notices.append(_move_torn_end(path, file, found))
+                if whole < file.size:
+                    notices.append(_move_torn_end(path, file, whole))
                 # A run that was killed between write and fsync left a line that is not safe yet.
                 file.sync()
             except OSError as error:
-                raise _refusal(error) from None
+                reason = error.strerror or "no access"
+                raise UsageError(
+                    f"{WHAT} cannot be written: {reason}. What was there is unchanged."
+                ) from None
             journal = cls(path, file, manifest, notices)
             # A manifest that names the input as it is now must have no lines beside it that were
             # made from an earlier one, so the errors go first.
-            if len(kept) < len(found.entries):
+            if len(kept) < len(entries):
                 file.rewrite(
-                    line for line, id in zip(file.lines(), found.entries, strict=True) if id in kept
+                    line for line, id in zip(file.lines(), entries, strict=True) if id in kept
                 )
             journal.done = {id: entry.code for id, entry in kept.items()}
             invalid = sum(code != OK for code in journal.done.values())
@@ -249,7 +220,7 @@ class OutputJournal:
                     f"{_counted(invalid)} answered in a wrong form and not done again: the same "
                     "settings would give the same."
                 )
-            if found.manifest is not None:
+            if goes_on:
                 journal._write_manifest()
             opened.pop_all()
         return journal
@@ -276,21 +247,20 @@ class OutputJournal:
     def set_loaded(self, models: Mapping[str, Any]) -> list[str]:
         """Adds to the manifest how the models were loaded, if that has changed.
 
-        Returns:
-            Sentences for the user: whether this start computes on other devices than before.
-
-        Raises:
-            DiskFailed: the disk fails or is full; the output is safe.
+        Returns sentences for the user: whether this start computes on other devices than before.
+        Raises DiskFailed; the output is safe.
         """
         start, now = self.manifest.starts[-1], plain(models)
         if start.get("loaded") == now:
             return []
         if "loaded" in start:  # a worker that was started again found other devices
-            start = {**start, "time": now_text()}
+            start = {**start, "time": time_text(time.time())}
             self.manifest.starts.append(start)
         start["loaded"] = now
         self._write_manifest()
-        return [OTHER_DEVICES] if self.manifest.computes_elsewhere else []
+        starts = (each for each in self.manifest.starts if "loaded" in each)
+        used = [(each.get("devices"), each["loaded"]) for each in starts]
+        return [OTHER_DEVICES] if any(each != used[0] for each in used) else []
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary of this start into the manifest. Raises DiskFailed."""
@@ -312,11 +282,6 @@ class OutputJournal:
             put(manifest_path(self._path), self.manifest.encode())
         except OSError as error:
             raise disk_failed(f"{WHAT}, its manifest", error) from None
-
-
-def _refusal(error: OSError) -> UsageError:
-    reason = error.strerror or "no access"
-    return UsageError(f"{WHAT} cannot be written: {reason}. What was there is unchanged.")
 
 
 def _unused(path: Path, word: str) -> Path:
@@ -345,13 +310,13 @@ def _move_aside(path: Path) -> list[str]:
     return [f"The output that was there is beside the new one, with the ending {old.suffix}."]
 
 
-def _move_torn_end(path: Path, file: LineFile, state: OutputState) -> str:
+def _move_torn_end(path: Path, file: LineFile, whole: int) -> str:
     """Moves what lies behind the whole lines of an output into a file of its own."""
-    aside = _unused(path, "torn")
-    put(aside, file.tail(state.whole))
-    file.cut(state.whole)
+    aside, torn = _unused(path, "torn"), file.size - whole
+    put(aside, file.tail(whole))
+    file.cut(whole)
     return (
-        f"The output ended in a line that was not whole; its {state.torn} bytes are in a file "
+        f"The output ended in a line that was not whole; its {torn} bytes are in a file "
         f"beside it, with the ending {aside.suffix}, and that record is done again."
     )
 

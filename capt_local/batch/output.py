@@ -15,11 +15,11 @@ OpenAI's format take every line of the output for a record, so none of this can 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import datetime
 import hashlib
 import io
 import json
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,10 +33,16 @@ from capt_local.bundles.manifest import MANIFEST, Bundle, ModelFile
 from capt_local.bundles.verify import file_digest
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import CaptError, UsageError
+from capt_local.provenance import parameters_of
 from capt_local.report.json import JsonObject, dumps
 from capt_local.strict_json import NotReadable, parse_json
 
 OK = "ok"
+ENDING = "run.json"
+AI_LABEL, HUMAN_REVIEW = "AIRPT", "none"
+Fingerprint = dict[str, Any]
+_VERSION = 2
+_SHOWN = 8  # fields that one error names
 _LONGEST = 500  # characters of a message
 _BODY = ("id", "object", "created", "model", "choices", "usage")
 _SEAL, _SEAL_END = b', "sha256": "', b'"}'
@@ -125,14 +131,9 @@ class LineWriter:
         logprobs: bool = False,
         invalid: str = "",
     ) -> OutputLine:
-        """The line of an answer.
+        """The line of an answer (as `report.json.answer_object` gives it); `now` is Unix time.
 
-        Args:
-            record: that was answered; its prompt is not read.
-            answer: as `report.json.answer_object` gives it.
-            now: seconds since 1970.
-            logprobs: whether the line holds the log-probabilities of each token.
-            invalid: why the answer is no instance of its schema; it stays, with an error beside.
+        `invalid` is why the answer is no instance of its schema; it stays, with an error beside.
         """
         choice = dict(answer["choices"][0])
         if not logprobs:
@@ -147,30 +148,36 @@ class LineWriter:
             timings["speed"] = capt.pop("speed")
         text = answer_text(choice)
         error = Failure("invalid_structure", invalid).as_object() if invalid else None
-        provenance = self._provenance(record, now, "failed" if error else OK) | {
-            "finish_reason": choice["finish_reason"],
-            "output_sha256": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),
-            "warnings": list(answer.get("warnings", ())),
-        }
+        provenance = self._provenance(
+            record,
+            now,
+            "failed" if error else OK,
+            finish_reason=choice["finish_reason"],
+            output_sha256=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),
+            warnings=list(answer.get("warnings", ())),
+        )
         response = {"status_code": 200, "request_id": id, "body": body}
         return OutputLine(record, response, error, capt, timings, provenance)
 
     def failed(self, record: BatchRecord, failure: Failure, now: float) -> OutputLine:
         """The line of a record without an answer."""
-        provenance = self._provenance(record, now, "failed")
-        provenance |= {"finish_reason": None, "output_sha256": None, "warnings": []}
+        provenance = self._provenance(
+            record, now, "failed", finish_reason=None, output_sha256=None, warnings=[]
+        )
         return OutputLine(record, None, failure.as_object(), None, {}, provenance)
 
-    def _provenance(self, record: BatchRecord, now: float, status: str) -> JsonObject:
-        time = datetime.datetime.fromtimestamp(int(now), datetime.UTC)
+    def _provenance(
+        self, record: BatchRecord, now: float, status: str, **answer: object
+    ) -> JsonObject:
         return {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "time": time_text(now),
             "status": status,
             **self._common,
             "seed": record_seed(self._seed, record.id),
             "record": {"line": record.number, "sha256": record.digest},
             "ai_label": AI_LABEL,
             "human_review": HUMAN_REVIEW,
+            **answer,
         }
 
 
@@ -181,14 +188,7 @@ def answer_text(choice: Mapping[str, Any]) -> str:
 
 
 def answer_object_of(line: Mapping[str, Any]) -> JsonObject | None:
-    """The answer of a line in the form that `report.readback.answer_from` reads.
-
-    Args:
-        line: as a JSON reader returns it; not trusted.
-
-    Returns:
-        None where the line holds no answer.
-    """
+    """The answer of a line, which is not trusted, for `report.json.answer_from`; None without."""
     response = line.get("response")
     body = response.get("body") if isinstance(response, dict) else None
     if not isinstance(body, dict):
@@ -208,9 +208,6 @@ def answers_table(lines: Iterable[bytes]) -> str:
     and `FIELD source`: its place in the note in characters, with the page ("120-127 p. 2"), or
     "unsupported". Free text is the one field `answer`. A text that a spreadsheet would run as a
     formula has an apostrophe in front, ids and names of fields too.
-
-    Args:
-        lines: of the output, as `OutputLine.encode` writes them.
     """
     rows = [_row(json.loads(line)) for line in lines]
     names = dict.fromkeys(name for row in rows for name in row)
@@ -235,7 +232,11 @@ def _row(line: Mapping[str, Any]) -> dict[str, str]:
     places = {fact["path"]: fact for fact in sources.get("facts", ()) if fact["path"]}
     for path, value in fields.items():
         row[_cell(path)] = _cell(value)
-        row[f"{_cell(path)} source"] = _place(places[path]) if path in places else ""
+        place = ""
+        if fact := places.get(path):
+            page = f" p. {fact['page']}" if fact["page"] else ""
+            place = "{}-{}{}".format(*fact["source"], page) if fact["source"] else "unsupported"
+        row[f"{_cell(path)} source"] = place
     return row if fields else {**row, "answer": _cell(text)}
 
 
@@ -258,18 +259,7 @@ def _cell(value: Any) -> str:
     return f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
 
 
-def _place(fact: Mapping[str, Any]) -> str:
-    if fact["source"] is None:
-        return "unsupported"
-    start, end = fact["source"]
-    return f"{start}-{end}" + (f" p. {fact['page']}" if fact["page"] else "")
-
-
-ENDING = "run.json"
-AI_LABEL, HUMAN_REVIEW = "AIRPT", "none"
-_VERSION = 2
-_SHOWN = 8  # fields that one error names
-Fingerprint = dict[str, Any]
+# --- of which run they are ------------------------------------------------------------------------
 
 
 def fingerprint_of(
@@ -277,22 +267,12 @@ def fingerprint_of(
 ) -> Fingerprint:
     """Everything that decides an answer besides its record.
 
-    Args:
-        bundle: that answers; models without a known digest are read.
-        options: of the whole run.
-        **others: versions, build, prompt (digests of template and system text, the date), computing
-            (what changes the last digit of a number) and output (what a line holds).
-
-    Raises:
-        ModelError: a model cannot be read.
+    The others are versions, build, prompt (digests of template and system text, the date),
+    computing (what changes the last digit of a number) and output (what a line holds). Models
+    without a known digest are read. Raises ModelError if one cannot be.
     """
-    parameters = dataclasses.asdict(options)
+    parameters = parameters_of(options, [digest_of(text) for text in options.stop])
     del parameters["method"]
-    # Stop strings and the form of an answer may hold words of a note.
-    parameters["stop"] = [digest_of(text) for text in options.stop]
-    if options.structure is not None:
-        form = {"kind": options.structure.kind, "sha256": options.structure.digest}
-        parameters["structure"] = form
     manifest = bundle.folder / MANIFEST if bundle.folder else None
     known = manifest is not None and manifest.is_file()
     digest = file_digest(manifest) if known and manifest else None
@@ -352,9 +332,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def now_text() -> str:
-    """The time in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def time_text(now: float) -> str:
+    """A Unix time in UTC, to the second."""
+    moment = datetime.datetime.fromtimestamp(int(now), datetime.UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class RunManifest(msgspec.Struct, kw_only=True):
@@ -384,16 +365,10 @@ class RunManifest(msgspec.Struct, kw_only=True):
         """That of a run that begins."""
         return cls(
             run=f"run-{uuid.uuid4().hex}",
-            created=now_text(),
+            created=time_text(time.time()),
             fingerprint_sha256=digest_of(fingerprint),
             fingerprint=fingerprint,
         )
-
-    @property
-    def computes_elsewhere(self) -> bool:
-        """Whether the starts that loaded models used different devices, or layers on them."""
-        used = [(each.get("devices"), each["loaded"]) for each in self.starts if "loaded" in each]
-        return any(each != used[0] for each in used)
 
     def encode(self) -> bytes:
         """The content of the file."""
@@ -401,11 +376,7 @@ class RunManifest(msgspec.Struct, kw_only=True):
 
     @classmethod
     def decode(cls, data: bytes, what: str) -> RunManifest:
-        """Reads the content of the file of an output that errors call `what`.
-
-        Raises:
-            UsageError: it is broken, or of another version.
-        """
+        """Reads the content of the file; UsageError if it is broken, or of another version."""
         try:
             value = parse_json(data)
             if not isinstance(value, dict) or "capt_run" not in value:

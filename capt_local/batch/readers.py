@@ -65,33 +65,23 @@ class InputErrors(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The bytes of one record.
+    """The bytes of one record."""
 
-    Attributes:
-        number: of its first line (of a folder: of the file), from 1.
-        start: offset in the input, in bytes (of a folder: index of the file).
-        data: without the end of its last line.
-        problem: why it cannot be read; None for a good one.
-    """
-
-    number: int
-    start: int
-    data: bytes
-    problem: str | None = None
+    number: int  # of its first line (of a folder: of the file), from 1
+    start: int  # offset in the input, in bytes (of a folder: index of the file)
+    data: bytes  # without the end of its last line
+    problem: str | None = None  # why it cannot be read
 
 
 class JsonLines:
-    """Lines of JSON objects.
-
-    Attributes:
-        hash: SHA-256 of what was read; of the whole input once `pieces` is exhausted.
-        share: how much was read, 0 to 1.
-    """
+    """Lines of JSON objects."""
 
     format, unit = "jsonl", "line"
 
     def __init__(self, path: Path) -> None:
-        self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
+        self._path = path
+        self.hash = hashlib.sha256()  # of what was read; of the whole input behind `pieces`
+        self.share = 0.0  # of the input that was read
 
     def pieces(self) -> Iterator[Piece]:
         """The records in order. Raises OSError if the input cannot be read."""
@@ -236,18 +226,17 @@ def _without_end(data: bytes) -> bytes:
     return data.removesuffix(b"\n").removesuffix(b"\r")
 
 
-class Folder:
+class Folder(JsonLines):
     """The documents of a folder in the order of their names; its folders are not read.
 
-    Attributes:
-        ignored: how many other entries the folder has.
-        hash, share: see `JsonLines`; the digest is over names and SHA-256 of the files.
+    The digest of the input is over names and SHA-256 of the files. `ignored` is how many other
+    entries the folder has.
     """
 
     format, unit = "txt-dir", "file"
 
     def __init__(self, path: Path, documents: DocumentField) -> None:
-        self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
+        super().__init__(path)
         self._documents = documents
         entries = os.listdir(path)
         # `~$` begins the names of files that Word holds open.
@@ -278,9 +267,6 @@ class Folder:
         except NotReadable:
             return b""
 
-    def described(self) -> dict[str, str]:
-        return {}
-
     def _read(self, name: str) -> bytes:
         path = self._path / name
         if path.is_symlink():  # it could name a file that the user does not mean to send
@@ -295,18 +281,12 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class DocumentField:
-    """A field of records that names a document, whose text takes its place (`--document-field`).
+    """A field of records that names a document, whose text takes its place (`--document-field`)."""
 
-    Attributes:
-        name: of the field; None where records name no documents.
-        folder: that paths in it are relative to.
-        encoding: see `check_input`.
-        left_out: what was not read, and of how many documents.
-    """
-
-    name: str | None
-    folder: Path
+    name: str | None  # None where records name no documents
+    folder: Path  # that paths in it are relative to
     encoding: str | None = None
+    # What was not read, and of how many documents.
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def fill(self, fields: dict[str, object]) -> tuple[dict[str, object], bytes]:
@@ -338,7 +318,7 @@ class DocumentField:
         if len(document.text.encode("utf-8", "replace")) > LONGEST:
             raise NotReadable(f"its text is larger than {size_text(LONGEST)}")
         self.left_out.update(document.notices)
-        return DocumentText.of(document)
+        return DocumentText(document)
 
 
 class _Place(NamedTuple):
@@ -351,25 +331,14 @@ class _Place(NamedTuple):
 
 
 class InputSource:
-    """A checked input; records are read again by their index, 0 to `len(self) - 1`.
+    """A checked input; records are read again by their index, 0 to `len(self) - 1`."""
 
-    Attributes:
-        format: of the input.
-        ids: of all records, in order; unique.
-        digest: SHA-256 of the input.
-        notices: sentences for the user.
-        skipped: number and problem of each record that `skip_invalid` left out.
-    """
-
-    def __init__(
-        self, reader: JsonLines | Folder, parser: RecordParser, documents: DocumentField
-    ) -> None:
+    def __init__(self, reader: JsonLines, parser: RecordParser, documents: DocumentField) -> None:
         """See `check_input`, which fills it."""
-        self.format = reader.format
-        self.digest = ""
-        self.notices: list[str] = []
-        self.skipped: list[tuple[int, str]] = []
-        self.ids: list[str] = []
+        self.digest = ""  # SHA-256 of the input
+        self.notices: list[str] = []  # sentences for the user
+        self.skipped: list[tuple[int, str]] = []  # number and problem of each that was left out
+        self.ids: list[str] = []  # of all records, in order; unique
         self._reader, self._parser, self._documents = reader, parser, documents
         self._index: dict[str, int] = {}
         self._places: list[_Place] = []
@@ -431,7 +400,7 @@ class InputSource:
     def described(self) -> dict[str, Any]:
         """What decides the prompt of a record besides its bytes, for a fingerprint; no text."""
         return {
-            "format": self.format,
+            "format": self._reader.format,
             **self._reader.described(),
             **self._parser.described(),
             **({"document_field": self._documents.name} if self._documents.name else {}),
@@ -449,17 +418,12 @@ def check_input(
     skip_invalid: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> InputSource:
-    """Checks all of an input. Loads no model.
+    """Checks all of an input: a folder, or a file whose name says how records are written.
 
-    Args:
-        path: a folder, or a file whose name says how records are written.
-        parser: how their fields become prompts.
-        delimiter: between the cells of a table; None: by the name.
-        document_field: names the document that each record is about; None: none does.
-        encoding: of text files among documents; None: that of their mark, else UTF-8.
-        options: of the run; what a record sets for itself must go with them.
-        skip_invalid: leaves wrong records out instead of refusing the input.
-        progress: called now and then with the share of the input that is checked.
+    Loads no model. `document_field` names the document that each record is about, `encoding` is
+    that of text files among documents (None: that of their mark, else UTF-8). What a record sets
+    for itself must go with the options of the run. `skip_invalid` leaves wrong records out instead
+    of refusing the input; `progress` is called with the share of the input that is checked.
 
     Raises:
         UsageError: the input cannot be read, or holds no record.
@@ -527,7 +491,7 @@ def _listed(wrong: Mapping[str, Sequence[int]], unit: str) -> str:
     return "; ".join(found)
 
 
-def _reader(path: Path, delimiter: str | None, documents: DocumentField) -> JsonLines | Folder:
+def _reader(path: Path, delimiter: str | None, documents: DocumentField) -> JsonLines:
     is_table = path.suffix.lower() in (".csv", ".tsv")
     if delimiter is not None and (path.is_dir() or not is_table):
         raise UsageError("--delimiter goes with CSV: *.csv or *.tsv.")

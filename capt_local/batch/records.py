@@ -24,6 +24,7 @@ LONGEST_ID = 200  # characters
 _SEED_BITS = 53  # a whole number that every JSON reader represents exactly
 _FIELD = re.compile(r"\{\{([^{}\n]+)\}\}")
 _OTHER_SYNTAX = re.compile(r"\{[{%#]")
+_UNPRINTABLE = {type(None): "null", bool: "true or false", list: "a list", dict: "an object"}
 
 
 class InputChanged(CaptError):
@@ -33,18 +34,12 @@ class InputChanged(CaptError):
 
 
 class DocumentText(str):
-    """The text of a document, as a field of a record.
+    """The text of a document, as a field of a record."""
 
-    Attributes:
-        document: with the pages.
-    """
+    document: Document  # with the pages
 
-    document: Document
-
-    @classmethod
-    def of(cls, document: Document) -> DocumentText:
-        """That of a document."""
-        text = cls(document.text)
+    def __new__(cls, document: Document) -> DocumentText:
+        text = super().__new__(cls, document.text)
         text.document = document
         return text
 
@@ -56,33 +51,25 @@ class BatchRecord:
     Attributes:
         number: of its line (in a table: the first line of its row; in a folder: of the file in
             the order of names), from 1.
-        id: 1 to 200 printable characters, unique in an input.
-        prompt: a text, or a conversation that ends with the user's turn.
         digest: SHA-256 of its bytes in the input, in hexadecimal: a hash of patient text, for
             comparison within a run and not for logs.
-        adapter_scales: for its answer; None: those of the run. See `GenerateOptions`.
         note: the document, or the one field of a template, that answers are checked against; None:
             the prompt.
-        of: what that is: "document", "prompt", or the name of the field.
     """
 
     number: int
-    id: str
-    prompt: str | tuple[Message, ...]
+    id: str  # 1 to 200 printable characters, unique in an input
+    prompt: str | tuple[Message, ...]  # a conversation ends with the user's turn
     digest: str
-    adapter_scales: Mapping[str, tuple[float, ...]] | None = None
+    adapter_scales: Mapping[str, tuple[float, ...]] | None = None  # None: those of the run
     note: Document | None = None
-    of: str = "prompt"
+    of: str = "prompt"  # what the note is: "document", "prompt", or the name of the field
 
 
 def record_options(
     options: GenerateOptions, seed: int, scales: Mapping[str, Sequence[float]] | None
 ) -> GenerateOptions:
-    """The options of a run with the seed and the adapter scales of a record.
-
-    Raises:
-        UsageError: the scales do not go with the options.
-    """
+    """The options of a run for a record; UsageError where its scales do not go with them."""
     made = options.with_seed(seed)
     if scales is None:
         return made
@@ -103,27 +90,15 @@ def record_seed(run_seed: int, id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RecordParser:
-    """From the fields of a line to a record.
+    """From the fields of a line to a record. Raises UsageError for raw prompts with a system."""
 
-    Attributes:
-        template: writes the user's message; None: records bring prompts of their own.
-        system: text of a system message in front of each record; None for none.
-        id_field: which field is the id.
-        raw: prompts are continued as they are, without a chat template.
-        prompt_field: which field is the prompt where there is no template.
-
-    Raises:
-        UsageError: raw prompts with a system text.
-    """
-
-    template: RecordTemplate | None = None
-    system: str | None = None
+    template: RecordTemplate | None = None  # of the user's message; None: records bring prompts
+    system: str | None = None  # text of a system message in front of each record
     id_field: str = "id"
-    raw: bool = False
-    prompt_field: str = "prompt"
+    raw: bool = False  # prompts are continued as they are, without a chat template
+    prompt_field: str = "prompt"  # where there is no template
 
     def __post_init__(self) -> None:
-        """Refuses what does not go together."""
         if self.raw and self.system is not None:
             raise UsageError("--raw text has no turns, so --system cannot go with it.")
 
@@ -138,11 +113,7 @@ class RecordParser:
         }
 
     def parse(self, number: int, fields: Mapping[str, object], digest: str) -> BatchRecord:
-        """A record.
-
-        Raises:
-            NotReadable: it is none; the message holds nothing of it.
-        """
+        """A record. Raises NotReadable if it is none; the message holds nothing of it."""
         if self.template is not None:
             prompt = self._user_turn(self.template.render(fields))
             id = _identifier(fields, self.id_field)
@@ -273,24 +244,14 @@ class RecordTemplate:
         """The user's message for a record.
 
         Raises:
-            NotReadable: a field is missing or no text or number, or the message is too long. The
-                message holds nothing of the record.
+            NotReadable: a field is missing or no text or number, or the message is too long.
         """
-        texts = {name: _text_of(fields, name) for name in sorted(self.names)}
-        parts = [texts[part] if at % 2 else part for at, part in enumerate(self._parts)]
+        for name in sorted(self.names):
+            if name not in fields:
+                raise NotReadable(f'there is no field "{name}", which the template names')
+            if kind := _UNPRINTABLE.get(type(fields[name])):
+                raise NotReadable(f'the field "{name}", which the template names, is {kind}')
+        parts = [str(fields[part]) if at % 2 else part for at, part in enumerate(self._parts)]
         if sum(map(len, parts)) > LONGEST:
             raise NotReadable(f"the prompt is larger than {size_text(LONGEST)}")
         return "".join(parts)
-
-
-_UNPRINTABLE = {type(None): "null", bool: "true or false", list: "a list", dict: "an object"}
-
-
-def _text_of(fields: Mapping[str, object], name: str) -> str:
-    """What a template puts in the place of a field."""
-    if name not in fields:
-        raise NotReadable(f'there is no field "{name}", which the template names')
-    value = fields[name]
-    if kind := _UNPRINTABLE.get(type(value)):
-        raise NotReadable(f'the field "{name}", which the template names, is {kind}')
-    return str(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import structure_problem
 from capt_local.documents import Document
 from capt_local.errors import CaptError
-from capt_local.grounding import Grounding, Source, ground
+from capt_local.grounding import Source, ground
 from capt_local.llama.options import LoadOptions
 
 _POLL = 0.1  # seconds without an event until signals and the display get their turn
@@ -36,21 +36,15 @@ _MEMORY_SHARE = 0.9  # of the free memory; other programs want some, too
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """What one run has to do.
-
-    Attributes:
-        indices: of the records of the source that are to be done, in their order.
-        logprobs: whether the output holds log-probabilities.
-        require_sources: whether a record fails where its answer has facts that its note has not.
-    """
+    """What one run has to do."""
 
     source: InputSource
     journal: OutputJournal
     lines: LineWriter
     options: GenerateOptions
-    indices: Sequence[int]
-    logprobs: bool = False
-    require_sources: bool = False
+    indices: Sequence[int]  # of the records that are to be done, in their order
+    logprobs: bool = False  # whether the output holds log-probabilities
+    require_sources: bool = False  # a record fails where its answer has facts that its note has not
 
 
 def records_at_once(
@@ -79,23 +73,17 @@ def records_at_once(
 
 @dataclass(slots=True)
 class RunProgress:
-    """Counts and times of this run, without the records that were done before it.
-
-    Attributes:
-        by_code: records done, by `ok` or the code of their error.
-        began, started: when the run began, and when the models were loaded (0 before).
-    """
+    """Counts and times of this run, without the records that were done `before` it."""
 
     total: int
     before: int = 0
-    by_code: Counter[str] = field(default_factory=Counter)
+    by_code: Counter[str] = field(default_factory=Counter)  # `ok`, or the code of the error
     answer_tokens: int = 0
     prompt_tokens: int = 0
     began: float = field(default_factory=time.monotonic)
-    started: float = 0.0
+    started: float = 0.0  # when the models were loaded
 
     def add(self, line: OutputLine) -> None:
-        """Counts a line."""
         self.by_code[line.code] += 1
         if line.response is not None:
             usage = line.response["body"]["usage"]
@@ -123,7 +111,6 @@ class RunProgress:
         return self.answer_tokens / self.seconds if self.seconds else 0.0
 
     def as_object(self) -> dict[str, Any]:
-        """For JSON."""
         failed = {code: count for code, count in sorted(self.by_code.items()) if code != OK}
         now = time.monotonic()
         return {
@@ -150,16 +137,8 @@ def run_job(
 ) -> bool:
     """Works until all is done, or until it is to stop; records in flight are dropped then.
 
-    Args:
-        job: what there is to do.
-        workers: that do it; they are loading the models.
-        progress: counts.
-        report: called with everything that happens besides the records themselves, and with an
-            empty `News` after each commit.
-        stop: whether to stop; called at least every 0.1 s.
-
-    Returns:
-        Whether all is done.
+    `report` is called with everything that happens besides the records themselves, and with an
+    empty `News` after each commit; `stop` at least every 0.1 s. Returns whether all is done.
 
     Raises:
         DiskFailed: the disk fails.
@@ -196,7 +175,8 @@ def run_job(
         if outcome.failure is not None:
             return job.lines.failed(record, outcome.failure, time.time())
         answer = outcome.answer or {}
-        sources = sources_of(answer, record, schema)
+        text, source = answer_text(answer["choices"][0]), Source(note_of(record))
+        sources = ground(text, source, schema=schema, of=record.of)
         if job.require_sources and sources.unsupported:
             return job.lines.failed(record, Failure("abstained", f"{sources.reason}."), time.time())
         answer = {**answer, "capt": {**answer["capt"], "sources": msgspec.to_builtins(sources)}}
@@ -242,14 +222,6 @@ def run_job(
         except CaptError:
             commit()  # what is finished is written, whatever became of the worker
             raise
-
-
-def sources_of(
-    answer: Mapping[str, Any], record: BatchRecord, schema: Mapping[str, Any] | None
-) -> Grounding:
-    """Which facts of an answer the note of its record has."""
-    source = Source(note_of(record))
-    return ground(answer_text(answer["choices"][0]), source, schema=schema, of=record.of)
 
 
 def note_of(record: BatchRecord) -> Document:

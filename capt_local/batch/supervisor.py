@@ -26,7 +26,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, Protocol
 
 import msgspec
 
@@ -45,7 +45,6 @@ from capt_local.errors import (
 from capt_local.llama.options import LoadOptions
 
 WireMessage = dict[str, Any]
-_Kind = TypeVar("_Kind")
 _HEAD = struct.Struct(">I")
 _LARGEST = 1 << 30
 DEATHS = 2  # of workers with one record alone
@@ -70,12 +69,8 @@ class WorkerConfig:
     Attributes:
         bundle: as the run found it, digests included, so that a worker that is started again
             cannot load something else.
-        date: today's date for chat templates.
-        check: how the digests are checked.
-        raw: whether prompts are continued without a chat template.
         parallel: how many answers are made at once.
-        best_of: answers to each record, of which the best counts.
-        scorer: that ranks them; see `rerank.open_scorer`.
+        best_of: answers to each record, of which the best counts by the scorer.
     """
 
     bundle: Bundle
@@ -111,24 +106,13 @@ def pack(value: object) -> Any:
     return msgspec.to_builtins(value, enc_hook=str)
 
 
-def unpack(kind: type[_Kind], value: object) -> _Kind:
-    """The dataclass that was packed. A missing field has its default.
-
-    Raises:
-        msgspec.ValidationError: a value is not of its kind.
-        UsageError: the dataclass refuses a value.
-    """
-    return msgspec.convert(value, kind, dec_hook=lambda kind, value: kind(value))
-
-
 @dataclass(frozen=True, slots=True)
 class Death:
     """A worker has ended.
 
     Attributes:
         cause: for a sentence: "it was killed (SIGKILL), probably because memory ran out".
-        killed: whether memory is the likely reason.
-        hung: whether it was ended because it no longer reported progress.
+        killed, hung: whether memory is the likely reason, or that it reported no progress.
         error: what it reported itself; None where it had no time to.
     """
 
@@ -136,13 +120,6 @@ class Death:
     killed: bool = False
     hung: bool = False
     error: CaptError | None = None
-
-    @classmethod
-    def reported(cls, kind: str, text: str) -> Death:
-        """Of a worker that reported its error."""
-        if kind == "unexpected":
-            text = f"The worker process stopped with an unexpected {text}. This is a defect."
-        return cls(text.rstrip("."), error=_KINDS.get(kind, WorkerFailed)(text))
 
     @classmethod
     def by_code(cls, code: int) -> Death:
@@ -269,7 +246,10 @@ class WorkerProcess:
         code = self._process.returncode if self._ended() else None
         self.kill()
         if message is not None:
-            return Death.reported(str(message["fatal"]), str(message.get("message")))
+            kind, text = str(message["fatal"]), str(message.get("message"))
+            if kind == "unexpected":
+                text = f"The worker process stopped with an unexpected {text}. This is a defect."
+            return Death(text.rstrip("."), error=_KINDS.get(kind, WorkerFailed)(text))
         return Death("it closed its pipe") if code is None else Death.by_code(code)
 
     def kill(self) -> None:
@@ -308,16 +288,13 @@ class WorkerProcess:
 
 
 class WorkerSupervisor:
-    """Runs one worker process after the other.
+    """Runs one worker process after the other; the first is started and loads nothing yet.
 
-    Args:
-        start: starts a worker.
-        timeout: seconds after which a worker that has records and sends nothing is ended; at least
-            600 while it starts and loads models, since parts of that report no progress.
+    `timeout` is how many seconds a worker that has records may send nothing before it is ended; at
+    least 600 while it starts and loads models, since parts of that report no progress.
     """
 
     def __init__(self, start: Callable[[], Process], timeout: float) -> None:
-        """Starts a worker, which loads nothing yet."""
         self._start, self._timeout = start, timeout
         self._worker = start()
         self._load: WireMessage = {}
@@ -334,7 +311,6 @@ class WorkerSupervisor:
         self._silent = 0.0
 
     def load(self, config: WorkerConfig) -> None:
-        """Lets the worker load the models."""
         self._load, self._window = {"load": pack(config)}, _WINDOW * config.parallel
         self._silent = 0.0
         self._worker.send(self._load)
@@ -350,7 +326,6 @@ class WorkerSupervisor:
         return len(self._waiting) + len(self._sent)
 
     def put(self, key: int, request: WireMessage) -> None:
-        """Adds a record."""
         self._waiting.append((key, request))
         self._feed()
 
@@ -378,7 +353,8 @@ class WorkerSupervisor:
                 return event
         # Only time that was spent listening counts.
         self._silent += left
-        if self._silent < self._limit:
+        limit = self._timeout if self._sent else math.inf
+        if self._silent < (limit if self._ready else max(self._timeout, LOAD_TIMEOUT)):
             return None
         self._worker.kill()
         return self._died(Death(f"it reported no progress for {self._silent:.0f} s", hung=True))
@@ -386,13 +362,6 @@ class WorkerSupervisor:
     def kill(self) -> None:
         """Ends the worker; its records are dropped."""
         self._worker.kill()
-
-    @property
-    def _limit(self) -> float:
-        """Seconds that the worker may be silent now."""
-        if not self._ready:
-            return max(self._timeout, LOAD_TIMEOUT)
-        return self._timeout if self._sent else math.inf
 
     def _handle(self, message: WireMessage) -> RecordOutcome | News | None:
         if "hello" in message:
@@ -405,15 +374,14 @@ class WorkerSupervisor:
             return News(ready=message["ready"])
         if "begun" in message:
             self._begun.add(message["begun"])
-        if "answered" in message or "failed" in message:
-            key = message["answered"] if "answered" in message else message["failed"]
-            self._forget(key)
-            self._deaths_in_a_row = 0
-            self._feed()
-            if "answered" in message:
-                return RecordOutcome(key, answer=message["answer"])
-            return RecordOutcome(key, failure=Failure(message["code"], message["message"]))
-        return None
+        if (key := message.get("answered", message.get("failed"))) is None:
+            return None
+        self._forget(key)
+        self._deaths_in_a_row = 0
+        self._feed()
+        if "answered" in message:
+            return RecordOutcome(key, answer=message["answer"])
+        return RecordOutcome(key, failure=Failure(message["code"], message["message"]))
 
     def _forget(self, key: int) -> None:
         self._sent.pop(key, None)
@@ -465,18 +433,11 @@ class WorkerSupervisor:
 
 
 class Workers:
-    """The workers of a run: one, or as many as Ray has actors.
-
-    Args:
-        start: starts a worker.
-        count: of workers at once.
-        timeout: see `WorkerSupervisor`.
-    """
+    """The workers of a run: one, or as many as Ray has actors; see `WorkerSupervisor`."""
 
     def __init__(
         self, start: Callable[[], Process], *, count: int = 1, timeout: float = math.inf
     ) -> None:
-        """Starts the workers, which load nothing yet."""
         self._all = [WorkerSupervisor(start, timeout) for _ in range(count)]
         self._facts: list[dict[str, Any]] = []
 
@@ -504,13 +465,11 @@ class Workers:
         return {**first, "devices": devices, "ray_actors": len(self._all)}
 
     def load(self, config: WorkerConfig) -> None:
-        """Lets all load the models."""
         for each in self._all:
             each.load(config)
 
     @property
     def has_room(self) -> bool:
-        """Whether another record may be put."""
         return any(each.has_room for each in self._all)
 
     @property
@@ -523,12 +482,10 @@ class Workers:
         min(self._all, key=lambda each: each.records).put(key, request)
 
     def no_more(self) -> None:
-        """There will be no other records."""
         for each in self._all:
             each.no_more()
 
     def poll(self, seconds: float) -> RecordOutcome | News | None:
-        """What happens next; None where nothing does for so long. Raises as `WorkerSupervisor`."""
         self._all.append(self._all.pop(0))  # in turn, so that none waits behind the others
         busy = [each for each in self._all if each.records]
         for each in busy:
@@ -537,6 +494,5 @@ class Workers:
         return None
 
     def kill(self) -> None:
-        """Ends all workers; their records are dropped."""
         for each in self._all:
             each.kill()

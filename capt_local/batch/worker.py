@@ -23,19 +23,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+import msgspec
+
 from capt_local.batch.output import Failure
 from capt_local.batch.records import record_options
-from capt_local.batch.supervisor import WireMessage, WorkerConfig, receive, send, unpack
+from capt_local.batch.supervisor import WireMessage, WorkerConfig, receive, send
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.options import GenerateOptions
 from capt_local.documents import Document
 from capt_local.errors import CaptError, place_of
 from capt_local.grounding import missing_from
 from capt_local.prompting.messages import Message
+from capt_local.provenance import about_model, platform_name, versions_of
 from capt_local.report.json import answer_object, answer_of
 from capt_local.rerank import Scorer, Unsupported, candidate_requests, open_scorer, ranked
 from capt_local.runtime import Runtime
-from capt_local.version import __version__
 
 OpenRuntime = Callable[[WorkerConfig, Callable[[str, float], None]], Any]
 _LOADING_EVERY = 0.01  # of a file
@@ -49,6 +51,16 @@ def main(
     """Serves until the run ends. The arguments replace the models, for tests."""
     from capt_local.hardening import be_first_to_go, keep_memory_private
 
+    def open_models(config: WorkerConfig, progress: Callable[[str, float], None]) -> Runtime:
+        return Runtime.open(
+            config.bundle,
+            load=config.load,
+            progress=progress,
+            check=config.check,
+            date=config.date,
+            roles=config.options.method.roles,
+        )
+
     be_first_to_go()
     keep_memory_private()
     # Signals of a terminal or a batch system are for the run, which then ends its worker.
@@ -58,18 +70,7 @@ def main(
     devnull = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1):
         os.dup2(devnull, number)
-    Worker(incoming, outgoing, open_runtime or _open, facts or machine_facts).serve()
-
-
-def _open(config: WorkerConfig, progress: Callable[[str, float], None]) -> Runtime:
-    return Runtime.open(
-        config.bundle,
-        load=config.load,
-        progress=progress,
-        check=config.check,
-        date=config.date,
-        roles=config.options.method.roles,
-    )
+    Worker(incoming, outgoing, open_runtime or open_models, facts or machine_facts).serve()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +106,19 @@ class Worker:
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self._send({"hello": self._facts()})
-            config = unpack(WorkerConfig, self._messages.get()["load"])
+            config = msgspec.convert(
+                self._messages.get()["load"],
+                WorkerConfig,
+                dec_hook=lambda kind, value: kind(value),  # paths
+            )
             with self._open_runtime(config, self._loading) as runtime, contextlib.ExitStack() as on:
                 scorer = None
                 if config.best_of > 1:
                     scorer = open_scorer(config.scorer, runtime.bundle, config.check)
                 if scorer is not None:
                     on.enter_context(scorer)
-                self._send({"ready": _loaded_facts(runtime)})
+                models = {role: about_model(model) for role, model in runtime.models.items()}
+                self._send({"ready": {"notices": list(runtime.notices), "models": models}})
                 while not self._ended:
                     self._answer(runtime, config, scorer)
         except BrokenPipeError:
@@ -135,10 +141,7 @@ class Worker:
         self._last_sent = time.monotonic()
 
     def _alive(self) -> bool:
-        """The decoder's `cancel`, called between steps: reports progress and never cancels.
-
-        A worker that hangs is recognised by the absence of these messages.
-        """
+        """The decoder's `cancel`, between steps: never cancels; a worker that hangs sends none."""
         if time.monotonic() - self._last_sent >= _ALIVE_EVERY:
             self._send({"alive": True})
         return False
@@ -161,12 +164,10 @@ class Worker:
                 self._deliver(runtime.bundle.id, record, scorer)
 
     def _requests(self, config: WorkerConfig, asked: dict[int, _Asked]) -> Iterator[Request]:
-        """Requests as they are wanted, those of one record behind each other.
-
-        The run sends more records than are answered at once, so waiting for the next one delays
-        nothing. Behind one that is `alone` it sends no other before the answer, so the call ends
-        there.
-        """
+        """Requests as they are wanted, those of one record behind each other."""
+        # The run sends more records than are answered at once, so waiting for the next one delays
+        # nothing. Behind one that is `alone` it sends no other before the answer, so the call ends
+        # there.
         alone, count = False, 0
         while not alone:
             message = self._messages.get()
@@ -177,7 +178,7 @@ class Worker:
             self._send({"begun": key})
             prompt = message["prompt"]
             if not isinstance(prompt, str):
-                prompt = [unpack(Message, turn) for turn in prompt]
+                prompt = [Message(**turn) for turn in prompt]
             options = record_options(config.options, message["seed"], message["adapter_scales"])
             record = _Asked(key, prompt, options, message.get("source"))
             if config.best_of > 1:
@@ -198,15 +199,24 @@ class Worker:
             self._send({"failed": record.key, "code": failure.code, "message": failure.message})
             return
         if len(results) > 1:
-            unsupported = self._unsupported(record) if record.source else None
+            unsupported: Unsupported | None = None
+            if record.source is not None:
+                text, of = record.source
+                form = record.options.structure
+                missing = missing_from(
+                    Document(text), json.loads(form.source) if form else None, of
+                )
+
+                def counted(answer: str) -> tuple[int, int]:
+                    self._alive()
+                    return missing(answer)
+
+                unsupported = counted
             found = ranked(record.prompt, record.options, results, scorer, unsupported=unsupported)
             best = found.candidates[0]
+            notices = (*best.generation.notices, *found.notices)
             answer = answer_of(
-                best.generation,
-                best.steps,
-                model,
-                notices=(*best.generation.notices, *found.notices),
-                best_of=found.as_object(),
+                best.generation, best.steps, model, notices=notices, best_of=found.as_object()
             )
         else:
             generation = results[0].generation
@@ -214,20 +224,6 @@ class Worker:
             answer = answer_of(generation, results[0].steps, model)
         body = answer_object(answer, top_logprobs=_CANDIDATES)
         self._send({"answered": record.key, "answer": body})
-
-    def _unsupported(self, record: _Asked) -> Unsupported:
-        """What counts the facts of a record's answers that its note lacks."""
-        assert record.source is not None
-        text, of = record.source
-        form = record.options.structure
-        schema = json.loads(form.source) if form else None
-        missing = missing_from(Document(text), schema, of)
-
-        def unsupported(answer: str) -> tuple[int, int]:
-            self._alive()
-            return missing(answer)
-
-        return unsupported
 
 
 def machine_facts() -> dict[str, Any]:
@@ -240,15 +236,10 @@ def machine_facts() -> dict[str, Any]:
     devices = [f"{device.name}: {device.description}" for device in build.devices]
     return {
         "versions": {
-            "capt_local": __version__,
-            "llama_cpp_python": build.binding,
-            "llama_cpp": build.llama_cpp,
+            **versions_of(build),
             "numpy": numpy.__version__,
         },
-        "build": {
-            "platform": f"{platform.system()} {platform.machine()}",
-            "llama_cpp": build.system_info,
-        },
+        "build": {"platform": platform_name(), "llama_cpp": build.system_info},
         # What is free on them changes, which they are does not. llama.cpp may describe a CPU
         # without its model, so that is added.
         "devices": [*devices, f"processor: {processor_name()}"],
@@ -265,22 +256,6 @@ def processor_name() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
-
-
-def _loaded_facts(runtime: Any) -> dict[str, Any]:
-    return {
-        "notices": list(runtime.notices),
-        "models": {
-            role: {
-                "architecture": model.metadata.architecture,
-                "quantization": model.metadata.file_type,
-                "context": model.context_limit,
-                "gpu_layers": model.metadata.gpu_layers,
-                "devices": model.metadata.devices,
-            }
-            for role, model in runtime.models.items()
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_files_are_records_in_the_order_of_names(folder: Path) -> None:
     source = checked(folder)
-    assert source.ids == ["a.TXT", "b.txt", "é 1.txt"] and source.format == "txt-dir"
+    assert source.ids == ["a.TXT", "b.txt", "é 1.txt"] and source.described()["format"] == "txt-dir"
     assert [record.prompt for record in records(source)] == ["one", "two\r\n", "3"]
     (folder / "b.txt").write_text(CANARY)
     (folder / "é 1.txt").unlink()
