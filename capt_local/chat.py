@@ -26,17 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer.
+    """A question and its answer."""
 
-    Attributes:
-        question: as the models got it, notes included.
-        answer: the record of the answer.
-        options: how it was made.
-    """
-
-    question: str
+    question: str  # as the models got it, notes included
     answer: Answer
-    options: GenerateOptions
+    options: GenerateOptions  # how it was made
 
     @property
     def reply(self) -> str:
@@ -52,22 +46,18 @@ class Conversation:
     turns: tuple[Turn, ...] = ()
 
     def messages(self) -> list[Message]:
-        """All that was said."""
         found = [Message("system", self.system)] if self.system is not None else []
         for turn in self.turns:
             found += [Message("user", turn.question), Message("assistant", turn.reply)]
         return found
 
     def asking(self, question: str) -> list[Message]:
-        """All that was said, and a question."""
         return [*self.messages(), Message("user", question)]
 
     def plus(self, turn: Turn) -> Conversation:
-        """With one more turn."""
         return replace(self, turns=(*self.turns, turn))
 
     def without_last(self) -> Conversation:
-        """Without the last turn."""
         self.last()
         return replace(self, turns=self.turns[:-1])
 
@@ -176,21 +166,13 @@ EVIDENCE = "evidence"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One parameter.
+    """One parameter."""
 
-    Attributes:
-        name: as it is typed; that of the flag.
-        argument: its name in `with_arguments`.
-        place: where `GenerateOptions` has it.
-        read: from text to value; ValueError if it cannot be.
-        takes: what may be given, for people.
-    """
-
-    name: str
-    argument: str
-    place: str
-    read: Callable[[str], Any]
-    takes: str
+    name: str  # as it is typed; that of the flag
+    argument: str  # its name in `with_arguments`
+    place: str  # where `GenerateOptions` has it
+    read: Callable[[str], Any]  # from text to value; ValueError if it cannot be
+    takes: str  # for people
 
     def of(self, options: GenerateOptions) -> str:
         """The present value as it would be typed."""

@@ -89,19 +89,10 @@ class GenerationArguments(msgspec.Struct, forbid_unknown_fields=True):
 def answer_options(
     options: GenerateOptions, arguments: Mapping[str, Any], seed: int
 ) -> GenerateOptions:
-    """The options of one answer: method and weights of ours, the rest of the task.
-
-    Raises:
-        UsageError: an argument is not one of `GenerationArguments`, or has no meaning.
-    """
+    """The options of one answer: method and weights of ours, the rest of the task. UsageError."""
     given = _converted(arguments, GenerationArguments, "generation")
     draws = bool(given.temperature) if given.do_sample is None else given.do_sample
-    length = (
-        given.max_gen_toks
-        or given.max_new_tokens
-        or given.max_tokens
-        or given.max_completion_tokens
-    )
+    length = given.max_gen_toks or given.max_new_tokens or given.max_tokens
     sample = dataclasses.replace(
         options.sample,
         temperature=(1.0 if given.temperature is None else given.temperature) if draws else 0.0,
@@ -112,7 +103,7 @@ def answer_options(
     )
     return dataclasses.replace(
         options,
-        max_tokens=length or _LONGEST,
+        max_tokens=length or given.max_completion_tokens or _LONGEST,
         stop=(given.until,) if isinstance(given.until, str) else given.until or (),
         sample=sample,
     )
@@ -242,7 +233,17 @@ class CaptLocal(LM):
         found: list[str] = []
         for request in requests:
             context, arguments = request.args[:2]
-            found.append(self._answer(context, arguments))
+            asked, raw = _asked(context)
+            options = answer_options(
+                self.options, arguments, self.options.sample.seed + self._answers
+            )
+            self._answers += 1
+            generation = self._session.runtime.generate(asked, options, raw=raw)
+            for _ in generation:
+                pass
+            self._screen.notes(each for each in generation.notices if each not in self._shown)
+            self._shown.update(generation.notices)
+            found.append(generation.text)
             self.cache_hook.add_partial("generate_until", request.args, found[-1])
             self._progress("answers", len(found), len(requests), shown=not disable_tqdm)
         return found
@@ -250,11 +251,7 @@ class CaptLocal(LM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as a context; it becomes tokens in each model's own template.
-
-        Raises:
-            UsageError: the answer is begun already (`gen_prefix`).
-        """
+        """A conversation as a context; it becomes tokens in each model's own template."""
         if not add_generation_prompt:
             raise UsageError(
                 "A chat template with a given beginning of the answer (gen_prefix) is not "
@@ -273,18 +270,6 @@ class CaptLocal(LM):
 
     def close(self) -> None:
         self._session.runtime.close()
-
-    def _answer(self, context: str, arguments: dict[str, Any]) -> str:
-        seed = self.options.sample.seed + self._answers
-        self._answers += 1
-        asked, raw = _asked(context)
-        options = answer_options(self.options, arguments, seed)
-        generation = self._session.runtime.generate(asked, options, raw=raw)
-        for _ in generation:
-            pass
-        self._screen.notes(each for each in generation.notices if each not in self._shown)
-        self._shown.update(generation.notices)
-        return generation.text
 
     def _progress(self, label: str, done: int, total: int, *, shown: bool) -> None:
         if shown:

@@ -17,9 +17,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -232,40 +231,27 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 def figures(
-    task: EvalTask, outcomes: Sequence[Outcome], *, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Interval]:
-    """The figures of one method, by the names of `metrics_of`; empty without outcomes."""
-    found = {}
-    for name in metrics_of(task) if outcomes else ():
-        one = _statistic(task, outcomes, name)
-        found[name] = interval(
-            one, len(outcomes), seed, resamples, kind="value", width=_width(task, name)
-        )
-    return found
-
-
-def compare(
     task: EvalTask,
-    method: Sequence[Outcome],
-    other: Sequence[Outcome],
+    outcomes: Sequence[Outcome],
+    other: Sequence[Outcome] | None = None,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Interval]:
-    """Differences of the figures of two methods, for bits per byte the ratio.
+    """The figures of one method by the names of `metrics_of`; empty without outcomes.
 
-    The outcomes are of the same items in the same order; without any the result is empty.
+    With those of another method, of the same items in the same order: the differences, for bits
+    per byte the ratio.
     """
     found = {}
-    for name in metrics_of(task) if method else ():
-        ours, theirs = _statistic(task, method, name), _statistic(task, other, name)
-        if task.measure is Measure.BITS:
-            kind, both = "ratio", _applied(np.divide, ours, theirs)
-        else:
-            kind, both = "difference", _applied(np.subtract, ours, theirs)
-        found[name] = interval(
-            both, len(method), seed, resamples, kind=kind, width=_width(task, name)
-        )
+    for name in metrics_of(task) if outcomes else ():
+        kind, statistic = "value", _statistic(task, outcomes, name)
+        if other is not None:
+            kind = "ratio" if task.measure is Measure.BITS else "difference"
+            how = np.divide if kind == "ratio" else np.subtract
+            statistic = _applied(how, statistic, _statistic(task, other, name))
+        width = len(task.choices) if name in _OVER_CHOICES else 1
+        found[name] = interval(statistic, len(outcomes), seed, resamples, kind=kind, width=width)
     return found
 
 
@@ -339,10 +325,6 @@ def _f1(task: EvalTask, outcomes: Sequence[Outcome], *, macro: bool) -> Statisti
     return statistic
 
 
-def _width(task: EvalTask, name: str) -> int:
-    return len(task.choices) if name in _OVER_CHOICES else 1
-
-
 class Counts(msgspec.Struct, frozen=True):
     """What became of the items of a task under a method."""
 
@@ -365,13 +347,12 @@ class MethodFigures(msgspec.Struct, frozen=True):
     decoded: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSummary:
+class TaskSummary(NamedTuple):
     """One task under all methods, by their names; intervals are against one of them."""
 
     task: EvalTask
     methods: dict[str, MethodFigures]
-    against: str = TARGET
+    against: str
 
 
 def summarise_task(
@@ -388,14 +369,11 @@ def summarise_task(
         if result.task == task.name and result.method in found:
             found[result.method][result.item] = result
     others = found.get(against, {})
-    return TaskSummary(
-        task,
-        {
-            method: _figures(task, found[method], others if method != against else {}, seed)
-            for method in methods
-        },
-        against,
-    )
+    each = {
+        method: _figures(task, results, others if method != against else {}, seed)
+        for method, results in found.items()
+    }
+    return TaskSummary(task, each, against)
 
 
 def _figures(
@@ -407,14 +385,14 @@ def _figures(
     ours, theirs = [], []
     for result in results:
         other = others.get(result.item)
-        if result.outcome is not None and other is not None and other.outcome is not None:
+        if result.outcome and other and other.outcome:
             ours.append(result.outcome)
             theirs.append(other.outcome)
     values = figures(task, outcomes, seed=seed)
     return MethodFigures(
         metrics={name: value.estimate for name, value in values.items()},
         values=values,
-        intervals=compare(task, ours, theirs, seed=seed),
+        intervals=figures(task, ours, theirs, seed=seed),
         counts=Counts(
             done=len(outcomes),
             failed=dict(Counter(result.failed for result in results if result.failed)),
@@ -438,17 +416,17 @@ def as_object(
     """What `--json` writes; see docs/eval.md."""
     return {
         "tasks": {
-            summary.task.name: {
-                "kind": str(summary.task.kind),
-                "measure": str(summary.task.measure),
-                "licence": summary.task.licence,
-                "items": len(summary.task.items),
-                "items_in_file": summary.task.total,
-                "cut": len(summary.task.cut),
-                "against": summary.against,
-                "methods": msgspec.to_builtins(summary.methods),
+            task.name: {
+                "kind": str(task.kind),
+                "measure": str(task.measure),
+                "licence": task.licence,
+                "items": len(task.items),
+                "items_in_file": task.total,
+                "cut": len(task.cut),
+                "against": against,
+                "methods": msgspec.to_builtins(methods),
             }
-            for summary in summaries
+            for task, methods, against in summaries
         },
         "settings": dict(settings),
         "provenance": dict(provenance),

@@ -50,12 +50,14 @@ from capt_local.runtime import Runtime
 from capt_local.strict_json import NotReadable, convert, parse_object
 
 # Why an item failed, as it stands in journals and tables.
-DOES_NOT_FIT = "does not fit"
-REFUSED = "refused"
-NOT_FINITE = "not finite"
-MODEL = "model error"
+_REASONS: tuple[tuple[type[CaptError], str], ...] = (
+    (ContextOverflow, "does not fit"),
+    (UsageError, "refused"),
+    (NumericalError, "not finite"),
+    (CaptError, "model error"),
+)
 # These would fail again in the same way; the others are tried again when a run is resumed.
-LASTING = frozenset({DOES_NOT_FIT, REFUSED})
+LASTING = frozenset({"does not fit", "refused"})
 _MARK, _VERSION = "capt_local_eval", 2
 _RESULTS = "The results file (--results)"
 _SAMPLES = "The file of answers (--log-samples)"
@@ -87,11 +89,7 @@ class EvalPlan:
     scorer: Scorer | None = None  # ranks them; None: the majority, of texts the likeliest
 
     def check(self, tasks: Sequence[EvalTask]) -> None:
-        """Finds out now what could go wrong in the middle of a run, or at its end.
-
-        Raises:
-            UsageError: two tasks have one name, or a library is not installed.
-        """
+        """Raises UsageError if two tasks have one name, or a library is not installed."""
         library("scipy.stats")
         names = [task.name for task in tasks]
         for number, task in enumerate(tasks, 1):
@@ -104,7 +102,6 @@ class EvalPlan:
                 library("rouge_score.rouge_scorer")
 
     def options(self, task: EvalTask, method: str) -> GenerateOptions:
-        """How the answers to a task are made by a method."""
         longest = self.max_tokens or task.max_tokens
         options = dataclasses.replace(self.methods[method], max_tokens=longest)
         if task.measure is not Measure.FIELDS:
@@ -169,11 +166,7 @@ class _Asking:
         except (Cancelled, MemoryShortage):
             raise
         except CaptError as error:
-            reason = REFUSED if isinstance(error, UsageError) else MODEL
-            if isinstance(error, ContextOverflow):
-                reason = DOES_NOT_FIT
-            elif isinstance(error, NumericalError):
-                reason = NOT_FINITE
+            reason = next(why for kind, why in _REASONS if isinstance(error, kind))
             found = Finished(msgspec.structs.replace(blank, failed=reason), problem=str(error))
         result = msgspec.structs.replace(
             found.result,
@@ -242,14 +235,12 @@ class _Asking:
     def _best(
         self, task: EvalTask, item: Item, prompt: str | list[Message], options: GenerateOptions
     ) -> tuple[str | None, str, int]:
-        """What the best of several answers says, the answer itself, and the tokens of all of them.
-
-        Choices are drawn by their likelihood, which is the same as writing them where no other
-        answer can be written.
-        """
+        """What the best of several answers says, that answer, and the tokens of all of them."""
         plan = self.plan
         question = f"{item.instruction}\n\n{item.input}".strip()
         if plan.weighs_choices(task):
+            # Drawn by their likelihood, which is the same as writing them where no other answer
+            # can be written.
             chosen = self._chosen(prompt, item.choices, options)
             seed = options.sample.seed + zlib.crc32(item.id.encode())
             drawn = draw_choices(chosen.logps, plan.best_of, options.sample.temperature, seed)
@@ -288,30 +279,29 @@ class ResultsFile:
             for number, line in enumerate(self._file.lines()):
                 if line.endswith(b"\n"):
                     self._whole += len(line)
-                    self._read(number, line)
+                    self._read(number, parse_object(line))
                 elif number == 0 and not f'{{"{_MARK}": '.encode().startswith(line[:20]):
-                    raise _not_ours()
+                    raise NotReadable("another file")
+        except NotReadable:
+            self.close()
+            if number:
+                problem = f", line {number + 1}: not a result. Name a new file."
+            else:
+                problem = " is not of capt-local eval. Nothing was written; name another."
+            raise UsageError(_RESULTS + problem) from None
         except BaseException:
             self.close()
             raise
 
-    def _read(self, number: int, line: bytes) -> None:
-        try:
-            value = parse_object(line)
-            if number:
-                self.done.append(convert(value, Result))
-                return
-            if _MARK not in value:
-                raise _not_ours()
-            if value[_MARK] != _VERSION:
-                raise UsageError(f"{_RESULTS} was written by another version. Name a new file.")
-            self.fingerprint = convert(value.get("fingerprint"), dict[str, Any])
-        except NotReadable:
-            if number == 0:
-                raise _not_ours() from None
-            raise UsageError(
-                f"{_RESULTS}, line {number + 1}: not a result. Name a new file."
-            ) from None
+    def _read(self, number: int, value: dict[str, object]) -> None:
+        if number:
+            self.done.append(convert(value, Result))
+            return
+        if _MARK not in value:
+            raise NotReadable("another file")
+        if value[_MARK] != _VERSION:
+            raise UsageError(f"{_RESULTS} was written by another version. Name a new file.")
+        self.fingerprint = convert(value.get("fingerprint"), dict[str, Any])
 
     def begin(self, fingerprint: Mapping[str, Any], differences: Callable[..., str]) -> None:
         """Writes the fingerprint of a new file; refuses an old file of another run."""
@@ -392,7 +382,3 @@ def _opened(path: Path, what: str) -> LineFile:
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or "no access"
         raise UsageError(f"{what} cannot be written: {reason}.") from None
-
-
-def _not_ours() -> UsageError:
-    return UsageError(f"{_RESULTS} is not of capt-local eval. Nothing was written; name another.")

@@ -48,14 +48,10 @@ class ScoreItem:
 def read_score_items(
     path: Path, what: str, *, raw: bool = False, limit: int | None = None, size: int | None = None
 ) -> list[ScoreItem]:
-    """Reads a file for `score`; all of its lines are checked.
+    """Reads `.jsonl` (see above), or any other file as one text; all of its lines are checked.
 
-    Args:
-        path: `.jsonl`: see above; anything else is one text.
-        what: what errors call the file; its name may be a patient's.
-        raw: whether prompts are texts to go on with: then they may be empty, but not `messages`.
-        limit: only so many items.
-        size: only so many bytes of each text.
+    Errors call the file `what`: its name may be a patient's. `raw` prompts are texts to go on with:
+    they may be empty, but not `messages`. `size` is how many bytes of each text are read.
 
     Raises:
         UsageError: the file cannot be read, or lines are not as they should be; the first is
@@ -187,40 +183,27 @@ def measure(
     With `raw` a prompt is text to go on with; with `end` it counts that an answer ends where it
     does. `cancel` is called at every token; true raises Cancelled.
     """
+
+    def scored(item: ScoreItem) -> ItemScore:
+        if item.prompt is None:
+            text = runtime.score(item.data, options, cancel=cancel)
+            return ItemScore(item.id, text.nats, text.size, text.tokens, text.windows)
+        if not item.choices:
+            score = runtime.score_answer(
+                item.prompt, item.data, options, raw=raw, cancel=cancel, end=end
+            )
+            return ItemScore(item.id, score.nats, score.size, score.tokens, greedy=score.greedy)
+        chosen = runtime.choose(item.prompt, item.choices, options, raw=raw, cancel=cancel, how=how)
+        found = ItemScore(item.id, chosen=chosen.index, logps=chosen.logps)
+        if item.answer is None:
+            return found
+        right, correct = chosen.scores[item.answer], chosen.index == item.answer
+        return replace(
+            found, nats=right.nats, size=right.size, tokens=right.tokens, correct=correct
+        )
+
     for item in items:
         try:
-            yield _scored(runtime, item, options, how, raw=raw, end=end, cancel=cancel)
+            yield scored(item)
         except ContextOverflow as error:
             yield ItemScore(item.id, error=str(error))
-
-
-def _scored(
-    runtime: Runtime,
-    item: ScoreItem,
-    options: GenerateOptions,
-    how: Choosing,
-    *,
-    raw: bool,
-    end: bool,
-    cancel: Callable[[], bool] | None,
-) -> ItemScore:
-    if item.prompt is None:
-        text = runtime.score(item.data, options, cancel=cancel)
-        return ItemScore(item.id, text.nats, text.size, text.tokens, text.windows)
-    if not item.choices:
-        score = runtime.score_answer(
-            item.prompt, item.data, options, raw=raw, cancel=cancel, end=end
-        )
-        return ItemScore(item.id, score.nats, score.size, score.tokens, greedy=score.greedy)
-    chosen = runtime.choose(item.prompt, item.choices, options, raw=raw, cancel=cancel, how=how)
-    found = ItemScore(item.id, chosen=chosen.index, logps=chosen.logps)
-    if item.answer is None:
-        return found
-    right = chosen.scores[item.answer]
-    return replace(
-        found,
-        nats=right.nats,
-        size=right.size,
-        tokens=right.tokens,
-        correct=chosen.index == item.answer,
-    )

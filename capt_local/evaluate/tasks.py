@@ -262,20 +262,20 @@ _Row = TypeVar("_Row")
 def read_task(
     place: Path, *, limit: int | None = None, seed: int = 0, what: str = "The task file"
 ) -> EvalTask:
-    """Reads a task.
+    """Reads a file of JSON Lines, or DATASET=PATH with one of `DATASETS`.
 
-    Args:
-        place: a file of JSON Lines, or DATASET=PATH with one of `DATASETS`.
-        limit: only so many items, drawn at random, in the order of the file.
-        seed: of the draw.
-        what: how errors call it; its name may be a patient's.
+    With a limit only so many items, drawn at random, in the order of the file. Errors call the file
+    `what`: its name may be a patient's.
 
     Raises:
         UsageError: it cannot be read, or lines are not as they should be; the first is reported
             with its number, and how many more there are.
     """
     name, equals, path = str(place).partition("=")
-    task = DATASETS[name](Path(path), what) if equals and name in DATASETS else _lines(place, what)
+    if equals and name in DATASETS:
+        task = DATASETS[name](Path(path), what)
+    else:
+        task = _task_of_lines(place, what, lambda raw: convert(parse_object(raw), TaskLine))
     if limit is None or limit >= len(task.items):
         return task
     chosen = sorted(random.Random(seed).sample(range(len(task.items)), limit))
@@ -305,24 +305,13 @@ class TaskLine(msgspec.Struct, frozen=True):
     def item(self) -> Item:
         if self.kind is Kind.PERPLEXITY:
             return Item(str(self.id), "", self.text, "")
-        return Item(
-            str(self.id),
-            self.instruction,
-            self.input,
-            self.reference,
-            self.choices,
-            self.alternatives,
-        )
+        question = (str(self.id), self.instruction, self.input)
+        return Item(*question, self.reference, self.choices, self.alternatives)
 
 
-def _lines(path: Path, what: str) -> EvalTask:
+def _task_of_lines(path: Path, what: str, parse: Callable[[bytes], TaskLine]) -> EvalTask:
     data = read_bytes(path, what)
-    return _task(
-        lines(data),
-        lambda raw: convert(parse_object(raw), TaskLine),
-        Problems(what),
-        hashlib.sha256(data).hexdigest(),
-    )
+    return _task(lines(data), parse, Problems(what), hashlib.sha256(data).hexdigest())
 
 
 def _task(
@@ -340,10 +329,9 @@ def _task(
             line = parse(row)
             first = first or line
             _check(line, first, found)
+            found[str(line.id)] = line
         except NotReadable as error:
             problems.add(number, error)
-        else:
-            found[str(line.id)] = line
     problems.raise_first()
     if first is None:
         problems.fail("it holds no items")
@@ -402,7 +390,6 @@ def mednli(path: Path, what: str) -> EvalTask:
 
     Asked and answered in words as in prompt 11 of Lehman et al., with their mapping of answers.
     """
-    data = read_bytes(path, what)
 
     def parse(raw: bytes) -> TaskLine:
         row = convert(parse_object(raw), _NliRow)
@@ -417,8 +404,7 @@ def mednli(path: Path, what: str) -> EvalTask:
             licence=_LICENCE,
         )
 
-    task = _task(lines(data), parse, Problems(what), hashlib.sha256(data).hexdigest())
-    return replace(task, aliases=_ALIASES)
+    return replace(_task_of_lines(path, what, parse), aliases=_ALIASES)
 
 
 # --- RadQA ----------------------------------------------------------------------------------------

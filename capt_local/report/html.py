@@ -305,13 +305,9 @@ def _note_parts(sources: Grounding, note: str, offset: int) -> list[tuple[list[s
 
 
 def details(found: Sequence[TokenCell]) -> dict[str, list[object]]:
-    """What the page tells about each step, as a JSON value; every piece is there once.
+    """What the page's script reads of each step (report.js); every piece is there once.
 
-    Returns:
-        pieces: texts; steps: per step the number of its cell, the piece that was written, logp,
-        target_logp, rank under the target, the target's own piece and its logp, contrast,
-        expert_logp, base_logp, changed and drawn (0 or 1), and four lists of piece, logp, piece,
-        logp, ...: of target, expert, base and all together. Numbers that are not finite are null.
+    The four lists are of piece, logp, piece, logp, ...; numbers that are not finite are null.
     """
     pieces: dict[bytes, int] = {}
 

@@ -21,7 +21,6 @@ from prompt_toolkit.clipboard import InMemoryClipboard
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import (
-    AnyFormattedText,
     StyleAndTextTuples,
     fragment_list_to_text,
 )
@@ -52,9 +51,8 @@ class Woken(Exception):
 class InputLine:
     """Asks for one text after the other; `typed` is what stood on the line when `ask` ended.
 
-    Args:
-        offers: what Tab offers for the text before the cursor: (text, how much it replaces).
-        idle: seconds without a key after which `ask` gives up; None for never.
+    `offers` is what Tab offers for the text before the cursor: (text, how much it replaces); `idle`
+    are the seconds without a key after which `ask` gives up.
     """
 
     def __init__(self, offers: Offers, idle: float | None = None) -> None:
@@ -71,7 +69,7 @@ class InputLine:
             [("class:prompt", _PROMPT)],
             output=output,
             multiline=True,
-            prompt_continuation=_continuation,
+            prompt_continuation=lambda width, *_: [("class:prompt", _MORE[:width])],
             key_bindings=self._keys(),
             completer=_Offered(offers),
             complete_while_typing=False,
@@ -121,16 +119,23 @@ class InputLine:
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
         """While an answer is written, keys are kept for the next line and do not show in it."""
-        with contextlib.ExitStack() as stack:
-            restore = _without_echo(self._session.input.fileno())
-            if restore is not None:
-                stack.callback(restore)
-            # So a text that is pasted meanwhile is not sent line by line.
-            self._session.output.enable_bracketed_paste()
-            self._session.output.flush()
-            stack.callback(self._session.output.flush)
-            stack.callback(self._session.output.disable_bracketed_paste)
+        terminal, output, before = self._session.input.fileno(), self._session.output, None
+        with contextlib.suppress(termios.error):
+            before = termios.tcgetattr(terminal)
+            silent = termios.tcgetattr(terminal)
+            silent[3] &= ~(termios.ECHO | termios.ICANON)
+            termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+        # So a text that is pasted meanwhile is not sent line by line.
+        output.enable_bracketed_paste()
+        output.flush()
+        try:
             yield
+        finally:
+            output.disable_bracketed_paste()
+            output.flush()
+            if before is not None:
+                with contextlib.suppress(termios.error):  # the terminal may have gone
+                    termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
     def _begun(self) -> None:
         self._note_key()
@@ -197,27 +202,6 @@ class _SpelledOut(Processor):
         return Transformation(fragments, shown_at, source_at)
 
 
-def _continuation(width: int, _number: int, _wraps: int) -> AnyFormattedText:
-    return [("class:prompt", _MORE[:width])]
-
-
 def _leave(app: Application[Any], error: Exception) -> None:
     if app.is_running and not app.is_done:
         app.exit(exception=error)
-
-
-def _without_echo(terminal: int) -> Callable[[], None] | None:
-    """Stops the echo of keys and returns what starts it again; None where that is not known."""
-    try:
-        before = termios.tcgetattr(terminal)
-        quiet = termios.tcgetattr(terminal)
-        quiet[3] &= ~(termios.ECHO | termios.ICANON)
-        termios.tcsetattr(terminal, termios.TCSADRAIN, quiet)
-    except termios.error:
-        return None
-
-    def restore() -> None:
-        with contextlib.suppress(termios.error):  # the terminal may have gone
-            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-
-    return restore

@@ -52,31 +52,19 @@ class Timings(msgspec.Struct, frozen=True, rename=lambda name: f"{name}_seconds"
 
 
 class _TokenJson(msgspec.Struct):
-    """`bytes` is exact; `token` is for reading, since a piece need not be UTF-8 by itself.
-
-    `id` is what llama.cpp's server adds; those of expert and base are of their own vocabularies.
-    """
-
-    token: str
+    token: str  # for reading, since a piece need not be UTF-8 by itself
     logprob: _Number
     bytes: list[_Byte]
-    id: _Count
+    id: _Count  # as llama.cpp's server adds it; expert and base have vocabularies of their own
 
 
 class _StepDetailsJson(msgspec.Struct, kw_only=True):
-    """What the models found of a token.
-
-    `delta` is null where one token alone was plausible, so that expert and base were not run;
-    `likeliest_id` is set only where a draw passed over the likeliest token, and `changed` is about
-    that one. `expert_logprob` and `base_logprob` are of the event that the text goes on with this
-    token; null without --top-logprobs.
-    """
-
-    delta: _Number
-    changed: bool
+    delta: _Number  # null where one token alone was plausible: expert and base were not run
+    changed: bool  # about the likeliest token, which a draw may pass over
     likeliest_id: _Count | None = None
     target_rank: _Count
     target_logprob: _Number
+    # Of the event that the text goes on with this token; null without --top-logprobs.
     expert_logprob: _Number = None
     base_logprob: _Number = None
     target_choice: _TokenJson
@@ -101,11 +89,9 @@ class _MessageJson(msgspec.Struct):
 
 
 class _ChoiceJson(msgspec.Struct, kw_only=True):
-    """An answer of OpenAI's list of them; `text` where the prompt was continued."""
-
     index: _Count
     message: _MessageJson | UnsetType = UNSET
-    text: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET  # where the prompt was continued
     finish_reason: FinishReason | None
     logprobs: _StepsJson | None  # batch writes none unless it is asked to
 
@@ -130,15 +116,11 @@ class _UsageJson(msgspec.Struct, kw_only=True):
 
 
 class _WeightJson(msgspec.Struct):
-    """Exponents of target, expert and base, and their share of the mixture."""
-
-    powers: list[_Finite]
-    weight: Annotated[float, Meta(ge=0.0, le=1.000001)]  # shares are sums
+    powers: list[_Finite]  # exponents of target, expert and base
+    weight: Annotated[float, Meta(ge=0.0, le=1.000001)]  # their share, which is a sum
 
 
 class _SummaryJson(msgspec.Struct, kw_only=True):
-    """What is ours of a whole answer; `mean_contrast` is over `mean_contrast_tokens`."""
-
     structured: Literal["complete", "incomplete"] | UnsetType | None = UNSET
     speed: JsonObject | UnsetType | None = UNSET
     changed: _Count
@@ -424,12 +406,9 @@ def _step_object(step: Step, top: int) -> _StepJson:
     def listed(choices: Sequence[Choice]) -> list[_TokenJson]:
         return [_token(one) for one in choices[:top]]
 
-    token = _token(Choice(step.token, step.piece_bytes, step.logp))
+    own = _token(Choice(step.token, step.piece_bytes, step.logp))
     return _StepJson(
-        token.token,
-        token.logprob,
-        token.bytes,
-        token.id,
+        *msgspec.structs.astuple(own),
         listed(step.top),
         _StepDetailsJson(
             delta=step.contrast,

@@ -10,13 +10,14 @@ backwards, and its seed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
 
 from capt_local.batch import worker
@@ -39,12 +40,7 @@ class FakeRuntime:
     def __enter__(self) -> FakeRuntime:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def generate_many(
@@ -52,15 +48,10 @@ class FakeRuntime:
     ) -> Iterator[RequestResult]:
         """As that of `Runtime`: lanes are filled first, then answered in turn."""
         coming = enumerate(asks)
-        lanes: list[tuple[int, Request]] = []
-        more = True
-        while more or lanes:
-            while more and len(lanes) < parallel:
-                taken = next(coming, None)
-                more = taken is not None
-                lanes += [taken] if taken else []
-            if lanes:
-                yield answered(*lanes.pop(0), cancel)
+        lanes = [*itertools.islice(coming, parallel)]
+        while lanes:
+            yield answered(*lanes.pop(0), cancel)
+            lanes += itertools.islice(coming, parallel - len(lanes))
 
 
 def answered(index: int, ask: Request, cancel: Callable[[], bool]) -> RequestResult:

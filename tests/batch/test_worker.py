@@ -58,18 +58,23 @@ def demo() -> dict[str, Any]:
     return opened
 
 
-def test_a_real_worker_answers_and_ends(demo: dict[str, Any]) -> None:
+def answered(demo: dict[str, Any], prompts: dict[int, str], **more: Any) -> list[Any]:
+    """All that a worker says that has these records."""
     worker = WorkerProcess(worker_command())
-    options = {**demo["options"], "max_tokens": 3}
-    worker.send({"load": {**demo, "options": options, "load": {"threads": 1, "context": 256}}})
-    own = {"seed": 1, "adapter_scales": None}
-    worker.send({"request": 7, "prompt": "What is fever?", **own})
-    worker.send({"request": 8, "prompt": " ", **own})
+    options = {**demo["options"], "max_tokens": 3, "sample": {"temperature": 1.0}}
+    how = {"options": options, "load": {"threads": 1, "context": 256}, **more}
+    worker.send({"load": {**demo, **how}})
+    for key, prompt in prompts.items():
+        worker.send({"request": key, "prompt": prompt, "seed": key, "adapter_scales": None})
     worker.send({"end": True})
-    found = events(worker)
-    kinds = [next(iter(event)) for event in found[:-1] if not isinstance(event, Death)]
+    return events(worker)
+
+
+def test_a_real_worker_answers_and_ends(demo: dict[str, Any]) -> None:
+    found = answered(demo, {7: "What is fever?", 8: " "})
+    kinds = [next(iter(event)) for event in found[:-1]]
     assert kinds[0] == "hello" and "loading" in kinds
-    told = {next(iter(event)): event for event in found[:-1] if not isinstance(event, Death)}
+    told = {next(iter(event)): event for event in found[:-1]}
     assert told["hello"]["hello"]["versions"]["llama_cpp_python"] == "0.3.36"
     assert set(told["ready"]["ready"]["models"]) == {"target", "expert", "base"}
     assert told["answered"]["answered"] == 7
@@ -79,15 +84,8 @@ def test_a_real_worker_answers_and_ends(demo: dict[str, Any]) -> None:
 
 
 def test_the_candidates_of_several_records_share_the_slots(demo: dict[str, Any]) -> None:
-    worker = WorkerProcess(worker_command())
-    options = {**demo["options"], "max_tokens": 3, "sample": {"temperature": 1.0}}
-    config = {**demo, "options": options, "load": {"threads": 1, "context": 256}}
-    worker.send({"load": {**config, "parallel": 4, "best_of": 3}})
-    for key in (1, 2):
-        prompt = "What is fever?"
-        worker.send({"request": key, "prompt": prompt, "seed": key, "adapter_scales": None})
-    worker.send({"end": True})
-    kinds = [next(iter(each)) for each in events(worker) if not isinstance(each, Death)]
+    found = answered(demo, dict.fromkeys((1, 2), "What is fever?"), parallel=4, best_of=3)
+    kinds = [next(iter(each)) for each in found[:-1]]
     assert [kind for kind in kinds if kind in ("begun", "answered")] == [
         "begun", "begun", "answered", "answered"
     ]  # fmt: skip

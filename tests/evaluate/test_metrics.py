@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import bootstrap
+from sklearn.metrics import f1_score
 
 from capt_local.evaluate.metrics import (
     Outcome,
     exact_match,
     field_score,
     figures,
+    interval,
     judge,
     named_labels,
     rouge,
@@ -58,22 +62,16 @@ def test_spans_by_the_rules_of_squad() -> None:
     assert token_f1("x", ["y", "x"]) == 1
     assert token_f1("", ["y"]) == 0
 
-
-def test_a_question_without_an_answer_is_right_or_wrong() -> None:
-    none = "unanswerable"
+    none = "unanswerable"  # is right or wrong
     assert token_f1("Unanswerable.", [none], none) == 1
     assert token_f1("it is unanswerable I think", [none], none) == 0
     assert token_f1("unanswerable", ["a small unanswerable thing"], none) == 0
 
 
-def labels_task() -> EvalTask:
+def test_sets_of_labels() -> None:
     wanted = ["lab, imaging", "none", "imaging"]
     items = [Item(str(n), "", "t", ref, ("lab", "imaging")) for n, ref in enumerate(wanted)]
-    return EvalTask("made-up", Kind.GENERATION, tuple(items), Measure.LABELS, no_answer="none")
-
-
-def test_sets_of_labels() -> None:
-    task = labels_task()
+    task = EvalTask("made-up", Kind.GENERATION, tuple(items), Measure.LABELS, no_answer="none")
     found = estimates(task, ["Imaging; lab", "lab", "none"])
     # lab: 1 hit, 1 false; imaging: 1 hit, 1 missed.
     assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
@@ -88,16 +86,6 @@ def test_labels_are_read_from_a_list() -> None:
     labels = ("lab", "imaging", "patient instructions")
     assert named_labels("Patient  instructions,\n- LAB.", labels) == ("lab", "patient instructions")
     assert named_labels("labs, imaging now", labels) == ()
-
-
-def test_bits_per_byte_is_a_ratio_of_sums() -> None:
-    items = (Item("1", "", "a", ""), Item("2", "", "b", ""))
-    task = EvalTask("made-up", Kind.PERPLEXITY, items, Measure.BITS)
-    outcomes = [
-        Outcome({"nats": 8 * math.log(2), "bytes": 1.0}),
-        Outcome({"nats": 0.0, "bytes": 7.0}),
-    ]
-    assert figures(task, outcomes)["bits_per_byte"].estimate == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +115,65 @@ def test_a_task_of_fields_has_a_figure_for_each() -> None:
     task = EvalTask("t", Kind.GENERATION, items, measure=Measure.FIELDS)
     found = estimates(task, ['{"dose": "5 MG", "drugs": ["b"]}', "no JSON"])
     assert found == {"fields": 0.25, "dose": 0.5, "drugs": 0.5, "since": 0.5}
+
+
+def test_macro_f1_is_computed_anew_from_each_draw() -> None:
+    """Draws one by one through scikit-learn give the same interval."""
+    random = np.random.default_rng(3)
+    right = [str(random.choice(CHOICES)) for _ in range(40)]
+    said = [None if random.random() < 0.1 else str(random.choice(CHOICES)) for _ in right]
+    better = [a if random.random() < 0.4 else b for a, b in zip(right, said, strict=True)]
+    task = classification(right, (*CHOICES, "never"))
+    method, target = judged(task, better), judged(task, said)
+    found = figures(task, method, target, seed=5, resamples=60)["macro_f1"]
+
+    def macro_f1(outcomes: list[Outcome], drawn: np.ndarray) -> float:
+        right = [outcomes[place].expected[0] for place in drawn]
+        named = [(*outcomes[place].predicted, -1)[0] for place in drawn]
+        labels = list(range(len(task.choices)))
+        return float(f1_score(right, named, labels=labels, average="macro", zero_division=0))
+
+    def difference(drawn: np.ndarray) -> float:
+        return macro_f1(method, drawn) - macro_f1(target, drawn)
+
+    theirs = bootstrap(
+        (np.arange(40),),
+        difference,
+        vectorized=False,
+        n_resamples=60,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx(tuple(theirs))
+    assert found.estimate == pytest.approx(difference(np.arange(40)))
+
+
+def prose(nats: list[float]) -> list[Outcome]:
+    return [Outcome({"nats": value, "bytes": 100.0}) for value in nats]
+
+
+def test_the_same_answers_give_no_difference() -> None:
+    task = EvalTask("made-up", Kind.PERPLEXITY, (Item("1", "", "t", ""),), Measure.BITS)
+    same = figures(task, prose([1, 2, 3]), prose([1, 2, 3]))["bits_per_byte"]
+    assert (same.estimate, same.low, same.high) == (1, 1, 1)
+    assert same.kind == "ratio"
+    half = figures(task, prose([1, 2, 3]), prose([2, 4, 6.5]))["bits_per_byte"]
+    assert half.high < 0.51
+    # A ratio of sums: 8 bits in 8 bytes.
+    sums = [Outcome({"nats": 8 * math.log(2), "bytes": 1.0}), Outcome({"nats": 0.0, "bytes": 7.0})]
+    assert figures(task, sums)["bits_per_byte"].estimate == pytest.approx(1.0)
+
+
+def mean_of(values: np.ndarray):  # type: ignore[no-untyped-def]
+    return lambda drawn: values[drawn].mean(axis=-1)
+
+
+def test_a_real_difference_is_found_and_chance_mostly_is_not() -> None:
+    """Over many made-up experiments without a difference, about one in twenty intervals errs."""
+    errs = 0
+    for seed in range(200):
+        noise = np.random.default_rng(seed).normal(size=60)
+        found = interval(mean_of(noise), 60, seed=seed, resamples=800)
+        errs += not found.low <= 0 <= found.high
+    assert 2 <= errs <= 24
+    assert interval(mean_of(noise + 1), 60).low > 0
