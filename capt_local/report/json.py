@@ -438,10 +438,7 @@ def _speed(tally: DraftStats) -> JsonObject:
         "drafted": tally.drafted,
         "accepted": tally.accepted,
         "acceptance": tally.acceptance,
-        "by_source": {
-            name: {"rounds": count.rounds, "drafted": count.drafted, "accepted": count.accepted}
-            for name, count in tally.by_source.items()
-        },
+        "by_source": msgspec.to_builtins(tally.by_source),
     }
 
 

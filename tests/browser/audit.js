@@ -1,4 +1,4 @@
-// Looks at an open page as a person would who checks it for access; run by test_access.py.
+// Looks at an open page as a person would who checks it for access.
 () => {
   const parts = (colour) => {
     const numbers = colour.match(/[\d.]+/g).map(Number);

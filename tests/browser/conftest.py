@@ -28,17 +28,11 @@ def browser() -> Iterator[Any]:
 
 @dataclass
 class Opened:
-    """A page, and what it did that it should not.
-
-    Attributes:
-        page: of Playwright.
-        said: what it wrote to the console, and uncaught errors.
-        asked: the addresses that it requested, its own first.
-    """
+    """A page (of Playwright), and what it did that it should not."""
 
     page: Any
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)  # to the console, and uncaught errors
+    asked: list[str] = field(default_factory=list)  # addresses, its own first
 
     def text(self, selector: str) -> str:
         """The text of an element, as it is shown."""

@@ -1,4 +1,4 @@
-"""What a typed line means, which settings can be changed, what Tab offers."""
+"""What a typed line means, settings, what Tab offers; a conversation and its transcript."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
-from capt_local.report.json import Answer, answer_from
-from tests.report.answers import step
+from capt_local.report.json import answer_from
+from tests.report.answers import an_answer
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
@@ -149,17 +149,5 @@ def test_a_transcript_is_ascii_labelled_and_holds_the_answers() -> None:
 
 
 def turn(question: str, *pieces: bytes, finish: FinishReason = FinishReason.STOP) -> Turn:
-    steps = [step(index, piece) for index, piece in enumerate(pieces)]
-    answer = Answer(
-        steps=steps,
-        text=b"".join(pieces),
-        finish=finish,
-        model="demo",
-        prompt_tokens={"target": 7, "expert": 8, "base": 8},
-        context_limit=64,
-        weights=(((1.0, 0.5, 0.5), 1.0),),
-        provenance={"method": "capt"},
-        created=1,
-        id="capt-1",
-    )
+    answer = an_answer(((piece, None, 0.5) for piece in pieces), finish)
     return Turn(question, answer, GenerateOptions(top=3))

@@ -19,23 +19,16 @@ from capt_local.errors import Cancelled
 
 @dataclass
 class Rules:
-    """What the fake does, and what it was asked.
+    """What the fake does, and what it was asked."""
 
-    Attributes:
-        say: from method, prompt and seed to an answer; it may raise.
-        finish: of every answer.
-        press_at: the number of the call in which Ctrl-C is pressed; None never.
-        calls: (verb, method, prompt, options) of every call, probes without a prompt left out.
-        opened: arguments of every open.
-        forgotten: how often the caches were emptied.
-    """
-
+    # From method, prompt and seed to an answer; it may raise.
     say: Callable[[str, str, int], str] = lambda method, prompt, seed: "yes"
-    finish: FinishReason = FinishReason.STOP
-    press_at: int | None = None
+    finish: FinishReason = FinishReason.STOP  # of every answer
+    press_at: int | None = None  # the number of the call in which Ctrl-C is pressed
+    # Verb, method, prompt and options of every call, probes without a prompt left out.
     calls: list[tuple[str, str, str, Any]] = field(default_factory=list)
-    opened: list[dict[str, Any]] = field(default_factory=list)
-    forgotten: int = 0
+    opened: list[dict[str, Any]] = field(default_factory=list)  # arguments of every open
+    forgotten: int = 0  # how often the caches were emptied
 
     def count(self, verb: str, prompt: str, options: Any, cancel: Callable[[], bool]) -> None:
         """Notes a call; where it is interrupted, it ends as the real one does."""

@@ -18,12 +18,12 @@ from capt_local.report.answers import summary_line, views
 from capt_local.report.html import page
 from capt_local.report.json import (
     Answer,
-    Timings,
     answer_from,
     answer_object,
     dumps,
 )
 from capt_local.report.views import plain
+from tests.report.answers import an_answer as made
 from tests.report.answers import step
 
 
@@ -33,21 +33,8 @@ def an_answer(**changes: object) -> Answer:
         step(1, b"\xb5", instead=b"m", contrast=2.5),
         step(2, b"g", finish=FinishReason.STOP),
     ]
-    values: dict[str, object] = {
-        "steps": steps,
-        "text": "5 µg".encode(),
-        "finish": FinishReason.STOP,
-        "model": "demo",
-        "prompt_tokens": {"target": 10, "expert": 12, "base": 12},
-        "context_limit": 512,
-        "weights": (((1.0, 0.0, 0.0), 0.25), ((1.0, 1.0, 1.0), 0.75)),
-        "timings": Timings(0.5, 0.25, 1.5),
-        "notices": ("a notice",),
-        "provenance": {"versions": {"capt_local": "0"}},
-        "created": 7,
-        "id": "capt-1",
-    }
-    return Answer(**(values | changes))  # type: ignore[arg-type]
+    base = replace(made([]), steps=steps, text="5 µg".encode(), notices=("a notice",))
+    return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def test_the_shape() -> None:
@@ -71,7 +58,7 @@ def test_the_shape() -> None:
         "mean_contrast": pytest.approx(5.5 / 3),
         "mean_contrast_tokens": 3,
         "weights": [
-            {"powers": [1.0, 0.0, 0.0], "weight": 0.25},
+            {"powers": [1.0, 0.5, 0.5], "weight": 0.25},
             {"powers": [1.0, 1.0, 1.0], "weight": 0.75},
         ],
     }

@@ -92,25 +92,20 @@ def test_what_was_searched_for_is_forgotten_too() -> None:
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
         line = InputLine(lambda _: ())
         buffer = line._session.search_buffer
+        found = line._session.app.layout.find_all_controls()
+        controls = [each for each in found if isinstance(each, BufferControl)]
+
+        def searched() -> str:
+            states = [each.search_state.text for each in controls]
+            return "".join([buffer.text, *buffer.history.get_strings(), *states])
+
         buffer.text = "zyzzyva"
         buffer.append_to_history()
-        for control in controls(line):
+        for control in controls:
             control.search_state.text = "zyzzyva"
-        assert "zyzzyva" in searched(line)
+        assert "zyzzyva" in searched()
         line.forget()
-        assert searched(line) == ""
-
-
-def controls(line: InputLine) -> list[BufferControl]:
-    found = line._session.app.layout.find_all_controls()
-    return [each for each in found if isinstance(each, BufferControl)]
-
-
-def searched(line: InputLine) -> str:
-    """What stands in the line of the search, in its history and in the last search."""
-    buffer = line._session.search_buffer
-    states = [each.search_state.text for each in controls(line)]
-    return "".join([buffer.text, *buffer.history.get_strings(), *states])
+        assert searched() == ""
 
 
 def test_a_terminal_gets_its_echo_back(monkeypatch: pytest.MonkeyPatch) -> None:
