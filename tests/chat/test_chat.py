@@ -21,8 +21,7 @@ from capt_local.chat import (
     transcript,
     understood,
 )
-from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason, GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_from
