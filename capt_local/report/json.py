@@ -408,7 +408,10 @@ def _step_object(step: Step, top: int) -> _StepJson:
 
     own = _token(Choice(step.token, step.piece_bytes, step.logp))
     return _StepJson(
-        *msgspec.structs.astuple(own),
+        own.token,
+        own.logprob,
+        own.bytes,
+        own.id,
         listed(step.top),
         _StepDetailsJson(
             delta=step.contrast,
