@@ -1,18 +1,27 @@
-"""Runs command lines inside the test, with a fake runtime."""
+"""Runs command lines inside the test, with a fake runtime; files of settings, small bundles."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from capt_local import config as site_config
+from capt_local.bundles.install import write_manifest
+from capt_local.bundles.manifest import Bundle
 from capt_local.cli import app
+from tests.bundle_files import describe
 from tests.cli.fake_runtime import Script, install, model_flags
+from tests.tiny_models import tiny_gguf
+
+CANARY = "zyzzyva-canary"
 
 
 @dataclass(frozen=True)
@@ -67,3 +76,32 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return Result(int(code), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The site's file, that this account may write as if it were root."""
+    check, path = site_config._check_owner, site_config.site_file()
+    path.parent.mkdir(parents=True)
+
+    def own(path: Path, about: os.stat_result, owner: int, others: int) -> None:
+        check(path, about, os.getuid(), others)
+
+    monkeypatch.setattr(site_config, "_check_owner", own)
+    return path
+
+
+@pytest.fixture
+def user() -> Path:
+    """The user's file, which is not there yet."""
+    path = site_config.user_file()
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def one_model(folder: Path, id: str = "tiny", **about: Any) -> Path:
+    """A bundle of one model; `about` is for `tiny_gguf`."""
+    folder.mkdir(parents=True)
+    models = {"target": describe("target", tiny_gguf(folder / "target.gguf", seed=1, **about))}
+    write_manifest(Bundle(id=id, models=models, version="1"), folder)
+    return folder

@@ -15,9 +15,7 @@ from capt_local.cli import app
 from capt_local.cli.app import VERBS, below, function
 from capt_local.cli.exits import ExitCode, code_for, line_for
 from capt_local.prompting.messages import Message
-from tests.cli.conftest import Run
-
-CANARY = "zyzzyva-canary"
+from tests.cli.conftest import CANARY, Run
 
 
 def test_help_names_every_verb(run: Run) -> None:

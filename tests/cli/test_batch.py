@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from capt_local.cli.app import run
+from tests.cli.conftest import CANARY
 from tests.small_trio import SMALL_TRIO
 
-CANARY = "zyzzyva-canary"
 NOTES = [
     "58-year-old woman with dyspnea on exertion.",
     "What are the symptoms of asthma?",

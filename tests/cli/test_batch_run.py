@@ -19,9 +19,7 @@ from capt_local.cli import batch
 from capt_local.errors import WorkerFailed
 from capt_local.line_file import LineFile
 from tests.batch.fake_worker import start_worker
-from tests.cli.conftest import Result, Run
-
-CANARY = "zyzzyva-canary"
+from tests.cli.conftest import CANARY, Result, Run
 
 
 class Place:

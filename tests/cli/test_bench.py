@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import CANARY, Run
 from tests.cli.fake_runtime import Script
-
-CANARY = "PATIENT-CANARY"
 
 
 @pytest.mark.parametrize(

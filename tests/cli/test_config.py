@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,51 +17,27 @@ from capt_local.cli.app import VERBS, function
 from capt_local.cli.parse import KEYS, options_of, unknown_variables
 from capt_local.config import Feature, SiteLimits, read_site, read_user
 from capt_local.errors import UsageError
-from tests.cli.conftest import Run
+from tests.cli.conftest import CANARY, Run
 from tests.cli.fake_runtime import Script
 from tests.conftest import real_site_file
 from tests.small_trio import SMALL_TRIO
 
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A site's file that this account may write as if it were root."""
-    folder = tmp_path / "etc"
-    folder.mkdir(mode=0o755)
-    monkeypatch.setattr(site_config, "site_file", lambda: folder / "config.toml")
-    check = site_config._check_owner
-
-    def own(path: Path, about: os.stat_result, owner: int, others: int) -> None:
-        check(path, about, os.getuid(), others)
-
-    monkeypatch.setattr(site_config, "_check_owner", own)
-    return folder / "config.toml"
-
-
-@pytest.fixture
-def user() -> Path:
-    path = site_config.user_file()
-    path.parent.mkdir(parents=True)
-    return path
-
-
-def seeds(script: Script) -> list[int]:
-    return [call["options"].sample.seed for call in script.calls if "options" in call]
+ASK = ("generate", "{models}", "-p", "x")
 
 
 def test_the_later_source_wins(
     run: Run, script: Script, site: Path, user: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = ("generate", "{models}", "-p", "x")
-    run(*ask)
+    run(*ASK)
     site.write_text("[options]\nseed = 1\n")
-    run(*ask)
+    run(*ASK)
     user.write_text("[options]\nseed = 2\n")
-    run(*ask)
+    run(*ASK)
     monkeypatch.setenv("CAPT_LOCAL_SEED", "3")
-    run(*ask)
-    run(*ask, "--seed", "4")
-    assert seeds(script) == [0, 1, 2, 3, 4]
+    run(*ASK)
+    run(*ASK, "--seed", "4")
+    seeds = [call["options"].sample.seed for call in script.calls if "options" in call]
+    assert seeds == [0, 1, 2, 3, 4]
 
 
 def test_model_files_of_a_stronger_source_win_over_a_bundle(
@@ -68,13 +45,13 @@ def test_model_files_of_a_stronger_source_win_over_a_bundle(
 ) -> None:
     user.write_text('[options]\nbundle = "no-such-bundle"\n')
     assert run("generate", "-p", "x").code == 3
-    assert run("generate", "{models}", "-p", "x").code == 0
+    assert run(*ASK).code == 0
     site.write_text('[options]\ntarget = "/nowhere/t.gguf"\n')
     assert run("generate", "-m", "demo", "-p", "x").code == 0
     assert run("generate", "-p", "x").code == 3  # the user's bundle, not the site's file
     monkeypatch.setenv("CAPT_LOCAL_BUNDLE", "demo")
     assert run("generate", "-p", "x").code == 0
-    assert run("generate", "{models}", "-p", "x").code == 0
+    assert run(*ASK).code == 0
     assert script.calls[-3]["bundle"].id == "files"
     monkeypatch.setenv("CAPT_LOCAL_TARGET", "/nowhere/t.gguf")  # both from the environment
     assert run("generate", "-p", "x").code == 2
@@ -90,7 +67,6 @@ def test_model_files_of_a_stronger_source_win_over_a_bundle(
         ("threads = 0", "options.threads takes a whole number from 1"),
         ("method = 'nonsense'", "options.method takes one of capt, target, "),
         ("target = 'here.gguf'", "options.target takes an absolute path"),
-        ("threads = 1.5", "options.threads takes a whole number from 1"),
     ],
 )
 def test_a_wrong_value_names_file_and_key(line: str, says: str, run: Run, user: Path) -> None:
@@ -106,10 +82,10 @@ def test_a_number_may_stand_where_a_flag_has_text(
     line: str, run: Run, script: Script, user: Path
 ) -> None:
     user.write_text(f"[options]\n{line}\n")
-    assert run("generate", "{models}", "-p", "x").code == 0
+    assert run(*ASK).code == 0
     assert script.calls[1]["options"].combine.alphas == (0.5,)
     script.calls.clear()
-    assert run("generate", "{models}", "-p", "x", "--weights", "1,1,1").code == 0  # a flag wins
+    assert run(*ASK, "--weights", "1,1,1").code == 0  # a flag wins
     assert script.calls[1]["options"].combine == CombineOptions(powers=(1.0, 1.0, 1.0))
 
 
@@ -131,95 +107,67 @@ def test_show_says_where_each_value_is_from(
     monkeypatch.setenv("CAPT_LOCAL_TEMPP", "0.5")
     found = json.loads(run("config", "show", "--json").out)
     told = {key: (one["value"], one["source"]) for key, one in found["settings"].items()}
-    assert told["seed"] == (2, "user file")
-    assert told["top-k"] == (5, "site file")
-    assert told["temp"] == ("0.5", "environment")
-    assert told["alpha"] == (None, "default")
+    assert told.items() >= {
+        ("seed", (2, "user file")), ("top-k", (5, "site file")), ("temp", ("0.5", "environment")),
+        ("alpha", (None, "default")),
+    }  # fmt: skip
     assert told["expert"] == (["/a.gguf"], "user file")
     assert found["settings"]["seed"]["variable"] == "CAPT_LOCAL_SEED"
     assert found["limits"] == {"forbid": ["reports"], "alpha": 2.0}
     assert found["files"]["site"] == {"path": str(site), "exists": True}
     assert found["unknown_variables"] == ["CAPT_LOCAL_TEMPP"]
     text = run("config", "show")
-    assert text.code == 0
+    assert text.code == 0 and "CAPT_LOCAL_TEMPP" in text.err
     for part in ("site file", "user file", "environment", "default", "reports", str(site)):
         assert part in text.out
-    assert "CAPT_LOCAL_TEMPP" in text.err
 
 
-@pytest.mark.parametrize("verb", [("generate", "{models}", "-p", "x"), ("models", "list")])
 def test_a_variable_that_nothing_reads_is_named(
-    verb: tuple[str, ...], run: Run, script: Script, monkeypatch: pytest.MonkeyPatch
+    run: Run, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPT_LOCAL_TEST_CACHE", "/nowhere")
     monkeypatch.setenv("CAPT_LOCAL_CTX_SIZE", "2048")
-    assert "environment" not in run(*verb).err
+    assert "environment" not in run(*ASK).err
     monkeypatch.setenv("CAPT_LOCAL_APLHA", "0.7")
-    result = run(*verb)
-    told = [line for line in result.err.splitlines() if "CAPT_LOCAL_APLHA" in line]
-    assert (result.code, len(told)) == (0, 1)
-    assert "0.7" not in told[0]
+    for verb in (ASK, ("models", "list")):
+        result = run(*verb)
+        (told,) = [line for line in result.err.splitlines() if "CAPT_LOCAL_APLHA" in line]
+        assert result.code == 0 and "0.7" not in told
 
 
-def forbid(site: Path, *names: str) -> None:
-    site.write_text(f"[limits]\nforbid = {list(names)!r}\n")
+# What a site forbids.
 
 
 def refused(run: Run, site: Path, *arguments: str) -> None:
     result = run(*arguments)
-    assert result.code == 2, result
-    assert result.out == ""
     errors = [line for line in result.err.splitlines() if not line.startswith("note: ")]
-    assert len(errors) == 1 and str(site) in errors[0]
+    assert (result.code, result.out, len(errors)) == (2, "", 1), result
+    assert str(site) in errors[0]
 
 
 def test_a_site_forbids_features(run: Run, script: Script, site: Path, tmp_path: Path) -> None:
     page = tmp_path / "x.html"
-    forbid(site, "reports", "network")
-    refused(run, site, "generate", "{models}", "-p", "x", "--html", str(page))
+    site.write_text("[limits]\nforbid = ['reports', 'network']\n")
+    refused(run, site, *ASK, "--html", str(page))
     refused(run, site, "explain", str(tmp_path / "a.json"), "--html", str(page))
     refused(run, site, "batch", str(tmp_path / "in.jsonl"), "-o", "x.jsonl", "--ray", "local")
     assert not page.exists() and not script.calls
-    assert run("generate", "{models}", "-p", "x").code == 0
+    assert run(*ASK).code == 0
 
 
-@pytest.mark.parametrize("weights", [["--alpha", "2"], ["--alpha", "-2"], ["--weights", "1,2,1"]])
-def test_a_site_forbids_wide_weights(
-    weights: list[str], run: Run, script: Script, site: Path
-) -> None:
-    site.write_text("[limits]\nalpha = 1.5\n")
-    refused(run, site, "generate", "{models}", "-p", "x", *weights)
-    assert run("generate", "{models}", "-p", "x", "--alpha", "1.5").code == 0
-    assert run("generate", "{models}", "-p", "x").code == 0
-
-
-def test_neither_user_nor_environment_lifts_a_limit(
+def test_a_site_forbids_wide_weights_and_nobody_lifts_that(
     run: Run, script: Script, site: Path, user: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.write_text("[limits]\nalpha = 1.5\n")
+    for weights in (["--alpha", "2"], ["--alpha", "-2"], ["--weights", "1,2,1"]):
+        refused(run, site, *ASK, *weights)
+    assert run(*ASK, "--alpha", "1.5").code == run(*ASK).code == 0
     user.write_text("[options]\nalpha = '3'\n")
-    refused(run, site, "generate", "{models}", "-p", "x")
+    refused(run, site, *ASK)
     user.unlink()
     monkeypatch.setenv("CAPT_LOCAL_ALPHA", "3")
-    refused(run, site, "generate", "{models}", "-p", "x")
     monkeypatch.setenv("CAPT_LOCAL_SITE_CONFIG", str(user))
-    refused(run, site, "generate", "{models}", "-p", "x")
-
-
-# The files: whatever is not understood or not to be trusted is one line with file and key.
-
-CANARY = "zyzzyva-canary"
-AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root makes files of others")
-
-
-def test_a_whole_file(site: Path) -> None:
-    site.write_text(
-        "[options]\nctx-size = 2048\n[limits]\nforbid = ['reports', 'network']\nalpha = 1.5\n"
-    )
-    found = read_site()
-    assert found.options == {"ctx-size": 2048}
-    forbidden = frozenset({Feature.REPORTS, Feature.NETWORK})
-    assert found.limits == SiteLimits(site, forbidden, 1.5)
+    refused(run, site, *ASK)
 
 
 def test_the_python_interface_follows_the_rules_of_the_site(
@@ -242,6 +190,19 @@ def test_the_python_interface_follows_the_rules_of_the_site(
             with pytest.raises(UsageError, match=r"limits\.alpha"):
                 call("x", *more, GenerateOptions(combine=CombineOptions(alphas=(2.0,))))
         assert runtime.generate("x", alpha=1.5, max_tokens=1)
+
+
+# The files: whatever is not understood or not to be trusted is one line with file and key.
+
+
+def test_a_whole_file(site: Path) -> None:
+    site.write_text(
+        "[options]\nctx-size = 2048\n[limits]\nforbid = ['reports', 'network']\nalpha = 1.5\n"
+    )
+    found = read_site()
+    assert found.options == {"ctx-size": 2048}
+    forbidden = frozenset({Feature.REPORTS, Feature.NETWORK})
+    assert found.limits == SiteLimits(site, forbidden, 1.5)
 
 
 def test_the_environment_does_not_move_the_sites_file(
@@ -287,74 +248,62 @@ def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPa
 )
 def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], site: Path) -> None:
     site.write_bytes(text.encode("utf-8", "surrogateescape"))
+    is_wrong(read_site, str(site), *names)
+
+
+def is_wrong(read: Callable[[], object], *names: str) -> None:
     with pytest.raises(UsageError) as caught:
-        read_site()
+        read()
     line = str(caught.value)
-    assert str(site) in line and "\n" not in line and CANARY not in line
-    assert all(name in line for name in names), line
+    assert "\n" not in line and CANARY not in line and all(name in line for name in names), line
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [("alpha = 0.7\n", r"alpha .*\[options\]\.$"), ("[limits]\nforbid = []\n", "limits .*site's")],
-)
-def test_what_stands_outside_the_tables_of_a_users_file(text: str, says: str, user: Path) -> None:
-    user.write_text(text)
-    with pytest.raises(UsageError, match=rf"config\.toml: .*{says}"):
-        read_user()
+def test_what_stands_outside_the_tables_of_a_users_file(user: Path) -> None:
+    user.write_text("alpha = 0.7\n")
+    is_wrong(read_user, str(user), "alpha", "[options].")
+    user.write_text("[limits]\nforbid = []\n")
+    is_wrong(read_user, str(user), "limits", "site's")
 
 
-@pytest.mark.parametrize("mode", [0o664, 0o602])
-def test_a_sites_file_that_others_can_write_is_not_trusted(mode: int, site: Path) -> None:
+def test_a_file_that_others_can_write_is_not_trusted(
+    site: Path, user: Path, tmp_path: Path
+) -> None:
     site.write_text("")
-    site.chmod(mode)
-    with pytest.raises(UsageError, match=r"config\.toml can be written by others.*chmod go-w"):
-        read_site()
+    for mode in (0o664, 0o602):
+        site.chmod(mode)
+        is_wrong(read_site, f"{site} can be written by others", "chmod go-w")
     site.chmod(0o644)
     site.parent.chmod(0o777)
-    with pytest.raises(UsageError, match=r"etc can be written by others"):
-        read_site()
-
-
-def test_a_link_into_a_folder_of_others_is_not_trusted(site: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "real.toml").write_text("")
+    is_wrong(read_site, f"{site.parent} can be written by others")
+    site.parent.chmod(0o755)
+    (other := tmp_path / "other").mkdir()
+    site.rename(other / "real.toml")
     site.symlink_to(other / "real.toml")
     assert read_site().exists
     other.chmod(0o777)
-    with pytest.raises(UsageError, match=r"other can be written by others"):
-        read_site()
+    is_wrong(read_site, "other can be written by others")
+    user.write_text("[options]\n")
+    user.chmod(0o664)  # as many systems make files: the group is the user's own
+    assert read_user().exists
+    user.chmod(0o666)
+    is_wrong(read_user, "chmod o-w")
 
 
-@AS_ROOT
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes files of others")
 @pytest.mark.parametrize("place", ["file", "folder", "user"])
 def test_a_file_of_another_account_is_not_trusted(place: str, site: Path, user: Path) -> None:
     site.write_text("")
     user.write_text("")
     os.chown({"file": site, "folder": site.parent, "user": user}[place], 65534, -1)
-    with pytest.raises(UsageError, match="does not belong to"):
-        read_site()
-        read_user()
-
-
-def test_a_users_file_that_everybody_can_write_is_not_trusted(user: Path) -> None:
-    user.write_text("[options]\n")
-    user.chmod(0o664)  # as many systems make files: the group is the user's own
-    assert read_user().exists
-    user.chmod(0o666)
-    with pytest.raises(UsageError, match="chmod o-w"):
-        read_user()
+    is_wrong(read_user if place == "user" else read_site, "does not belong to")
 
 
 def test_what_cannot_be_read_is_not_ignored(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(site)
-    with pytest.raises(UsageError, match="not a file"):
-        read_site()
+    is_wrong(read_site, "not a file")
 
     def refused(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refused)
-    with pytest.raises(UsageError, match=r"config\.toml cannot be read: Permission denied"):
-        read_site()
+    is_wrong(read_site, f"{site} cannot be read: Permission denied")

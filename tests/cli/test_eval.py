@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from capt_local.errors import ContextOverflow
-from tests.cli.conftest import Run
+from tests.cli.conftest import CANARY, Run
 from tests.evaluate.fake_runtime import Rules, install
-
-CANARY = "zyzzyva-canary"
 
 
 @pytest.fixture

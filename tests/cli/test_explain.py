@@ -13,10 +13,8 @@ from capt_local.bundles.manifest import Bundle
 from capt_local.chat import Conversation, Turn, transcript
 from capt_local.decoding.options import GenerateOptions
 from capt_local.report.json import answer_from
-from tests.cli.conftest import Run, Stdin
+from tests.cli.conftest import CANARY, Run, Stdin
 from tests.cli.fake_runtime import Script
-
-CANARY = "zyzzyva-canary"
 
 
 @pytest.fixture

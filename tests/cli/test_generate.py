@@ -23,12 +23,10 @@ from capt_local.errors import (
 )
 from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_from
-from tests.cli.conftest import Run, Stdin
+from tests.cli.conftest import CANARY, Run, Stdin
 from tests.cli.fake_runtime import FakeGeneration, Script
 from tests.small_trio import SMALL_TRIO
 from tests.tiny_models import tiny_gguf
-
-CANARY = "zyzzyva-canary"
 
 
 def test_the_answer_alone_is_on_standard_output(run: Run, script: Script) -> None:

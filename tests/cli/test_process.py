@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import CANARY
 from tests.tiny_models import tiny_gguf
-
-CANARY = "zyzzyva-canary"
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import CANARY, Run
 from tests.cli.fake_runtime import Script
 
-CANARY = "zyzzyva-canary"
 FIGURES = {"method", "bits_per_byte", "bytes", "tokens", "nats"}
 TEXT = {"id": "t", "text": "fever"}
 ANSWER = {"id": "c", "prompt": "What is it?", "continuation": "A cold."}
