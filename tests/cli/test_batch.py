@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,18 +185,16 @@ def test_an_answer_of_two_cases_of_a_oneof_is_not_of_its_schema(
     assert json.loads(out) == CANARY and "no instance of its schema, so it is not valid" in err
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "capt_local", *arguments]
-
-
-def started(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+def started(
+    arguments: Sequence[str], environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """A batch run as a process of its own."""
     return subprocess.Popen(
-        command("batch", *arguments),
-        stdin=options.pop("stdin", subprocess.DEVNULL),
-        stderr=options.pop("stderr", subprocess.PIPE),
+        [sys.executable, "-m", "capt_local", "batch", *arguments],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        **options,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
     )
 
 
@@ -221,10 +220,10 @@ def long_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def long_run(long_whole: Path, tmp_path: Path) -> Iterator[list[str]]:
+def long_run(long_whole: Path, tmp_path: Path) -> list[str]:
     """Arguments of the same run with another output."""
     place = str(long_whole.with_name("in.jsonl"))
-    yield [place, "-o", str(tmp_path / "out.jsonl"), *QUICK, "--parallel", "2"]
+    return [place, "-o", str(tmp_path / "out.jsonl"), *QUICK, "--parallel", "2"]
 
 
 @pytest.mark.parametrize(
@@ -253,62 +252,49 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     assert untimed(output) == untimed(long_whole)
 
 
-def test_a_killed_run_leaves_no_worker_and_goes_on(long_whole: Path, long_run: list[str]) -> None:
+@pytest.mark.parametrize("victim", ["run", pytest.param("worker", marks=pytest.mark.slow)])
+def test_a_kill_leaves_no_worker_and_loses_nothing(
+    long_whole: Path, long_run: list[str], victim: str
+) -> None:
     output = Path(long_run[2])
     process = started(long_run)
     wait_for_lines(process, output, 3)
     worker = worker_of(process)
-    process.kill()
-    process.communicate(timeout=60)
+    (process if victim == "run" else worker).kill()
+    _, err = process.communicate(timeout=120)
     psutil.wait_procs([worker], timeout=30)
     assert not worker.is_running()
-    assert run(["batch", *long_run]) == 0
-    assert untimed(output) == untimed(long_whole)
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_replaced(long_whole: Path, long_run: list[str]) -> None:
-    output = Path(long_run[2])
-    process = started(long_run)
-    wait_for_lines(process, output, 3)
-    worker_of(process).kill()
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert b"The worker process died: it was killed (SIGKILL)" in err
+    if victim == "run":
+        assert run(["batch", *long_run]) == 0
+    else:  # it is replaced
+        assert process.returncode == 0
+        assert b"The worker process died: it was killed (SIGKILL)" in err
     assert untimed(output) == untimed(long_whole)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["{in}"], 2, "There is no output. Name a file with -o."),
-        (["{bad}", "-o", "{out}"], 2, "line 2: not JSON"),
-        (["{in}", "-o", "{out}", "--template", "{template}"], 2, "lines 1, 2: there is no field"),
-        (["{in}", "-o", "{out}", "--parallel", "0"], 2, "--parallel takes a number"),
-        (["{in}", "-o", "{out}", "--top-logprobs", "2"], 2, "goes with --logprobs"),
-        (["{in}", "-o", "{out}", "--target", "{other}"], 3, ""),
-        (["{in}", "-o", "{out}", "-m", "./none"], 3, "There is no bundle"),
-        (["{in}", "-o", "{out}", "--parallel", "255", "-c", "1000000"], 4, "Not enough memory"),
+        ("in.jsonl", 2, "There is no output. Name a file with -o."),
+        ("bad.jsonl -o out", 2, "line 2: not JSON"),
+        ("in.jsonl -o out --template template", 2, "lines 1, 2: there is no field"),
+        ("in.jsonl -o out --parallel 0", 2, "--parallel takes a number"),
+        ("in.jsonl -o out --top-logprobs 2", 2, "goes with --logprobs"),
+        ("in.jsonl -o out --target in.jsonl", 3, ""),
+        ("in.jsonl -o out -m ./none", 3, "There is no bundle"),
+        ("in.jsonl -o out --parallel 255 -c 1000000", 4, "Not enough memory"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    told: str,
-) -> None:
-    places = {name: tmp_path / name for name in ("in.jsonl", "bad.jsonl", "other", "template")}
-    notes(places["in.jsonl"], 2)
-    places["bad.jsonl"].write_text(f'{{"id": "a", "prompt": "x"}}\n{CANARY}\n')
-    places["other"].write_text("somebody's file\n")
-    places["template"].write_text("{{ unknown }}")
-    names = {"in": "in.jsonl", "bad": "bad.jsonl", "other": "other", "template": "template"}
-    fields = {name: str(tmp_path / file) for name, file in names.items()}
-    fields |= {"folder": str(tmp_path), "out": str(tmp_path / "out.jsonl")}
-    given = [argument.format(**fields) for argument in arguments]
-    assert run(["batch", *given, "-t", "1"]) == code
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    arguments: str, code: int, told: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    notes(tmp_path / "in.jsonl", 2)
+    (tmp_path / "bad.jsonl").write_text(f'{{"id": "a", "prompt": "x"}}\n{CANARY}\n')
+    (tmp_path / "template").write_text("{{ unknown }}")
+    before = set(tmp_path.iterdir())
+    assert run(["batch", *arguments.split(), "-t", "1"]) == code
     err = capfd.readouterr().err
-    assert told in err
+    assert told in err and set(tmp_path.iterdir()) == before
     assert err.count("error: ") == 1 and "Traceback" not in err and CANARY not in err
-    assert places["other"].read_text() == "somebody's file\n"

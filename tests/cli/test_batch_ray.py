@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +11,7 @@ import psutil
 import pytest
 
 from capt_local.cli.app import run
-from tests.cli.test_batch import QUICK, notes, untimed, wait_for_lines
+from tests.cli.test_batch import QUICK, notes, started, untimed, wait_for_lines
 
 with_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
@@ -42,13 +40,7 @@ def test_a_killed_actor_loses_nothing_and_answers_are_the_same(tmp_path: Path) -
     assert run([*arguments, "-o", str(tmp_path / "whole.jsonl")]) == 0
     more = ["-o", str(output), "--ray", "local", "--ray-actors", "2"]
     name = str(output)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "capt_local", *arguments, *more],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "RUN": name, "TESTS_RAY": "1"},
-    )
+    process = started([*arguments[1:], *more], {"RUN": name, "TESTS_RAY": "1"})
     wait_for_lines(process, output, 5)
     first = workers(name)
     assert len(first) == 2

@@ -35,22 +35,13 @@ def written(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture
 def choices(tmp_path: Path) -> Path:
-    return written(
-        tmp_path / "choices.jsonl",
-        [
-            {
-                "id": str(number),
-                "task": "so",
-                "kind": "classification",
-                "instruction": "Is it so?",
-                "input": f"note {number}",
-                "reference": "no" if number == 1 else "yes",
-                "choices": ["yes", "no"],
-                "licence": "CC0-1.0",
-            }
-            for number in range(4)
-        ],
-    )
+    row = {"task": "so", "kind": "classification", "instruction": "Is it so?", "licence": "CC0-1.0",
+           "choices": ["yes", "no"]}  # fmt: skip
+    rows = [
+        {**row, "id": str(n), "input": f"note {n}", "reference": "no" if n == 1 else "yes"}
+        for n in range(4)
+    ]
+    return written(tmp_path / "choices.jsonl", rows)
 
 
 @pytest.fixture
@@ -184,33 +175,24 @@ def test_items_that_do_not_fit_are_counted_and_said(run: Run, rules: Rules, choi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "There is no task"),
-        (["--task", "{choices}", "--methods", f"target,{CANARY}"], "Number 2 of --methods"),
-        (["--task", "{choices}", "{choices}"], "Tasks 1 and 2 have the same name"),
-        (["--task", "{folder}/none.jsonl"], "Task 1"),
-        (["--task", "{choices}", "--results", "{choices}"], "--results"),
-        (["--task", "{choices}", "--log-samples", "{choices}"], "--log-samples"),
-        (
-            ["--task", "{choices}", "--results", "{folder}/a", "--log-samples", "{folder}/a"],
-            "name the same file",
-        ),
+        ("", "There is no task"),
+        (f"--task choices.jsonl --methods target,{CANARY}", "Number 2 of --methods"),
+        ("--task choices.jsonl choices.jsonl", "Tasks 1 and 2 have the same name"),
+        (f"--task {CANARY}.jsonl", "Task 1"),
+        ("--task choices.jsonl --results choices.jsonl", "--results"),
+        ("--task choices.jsonl --log-samples choices.jsonl", "--log-samples"),
+        ("--task choices.jsonl --results a --log-samples a", "name the same file"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_before_anything_runs(
-    arguments: list[str], said: str, run: Run, rules: Rules, choices: Path, tmp_path: Path
-) -> None:
+    arguments: str, said: str, run: Run, rules: Rules, choices: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(choices.parent)
     before = choices.read_bytes()
-    places = {"{choices}": str(choices), "{folder}": str(tmp_path)}
-    given = []
-    for argument in arguments:
-        for name, place in places.items():
-            argument = argument.replace(name, place)
-        given.append(argument)
-    result = run("eval", "{models}", *given)
-    assert (result.code, result.out) == (2, "")
-    assert said in result.err
-    assert CANARY not in result.err and str(tmp_path) not in result.err
-    assert len(result.err.splitlines()) == 1
+    result = run("eval", "{models}", *arguments.split())
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert said in result.err and CANARY not in result.err and "choices" not in result.err
     assert not rules.calls and not rules.opened
     assert choices.read_bytes() == before
 
