@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-import stat
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,7 @@ import pytest
 from capt_local import Runtime
 from capt_local.cli.generate import QUESTION, demo_note
 from capt_local.decoding.options import Method
-from capt_local.errors import (
-    ContextOverflow,
-    ModelError,
-    NumericalError,
-    UsageError,
-)
+from capt_local.errors import ContextOverflow, ModelError, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_from
 from tests.cli.conftest import CANARY, Run, Stdin
@@ -145,39 +138,6 @@ def test_no_failure_anywhere_tells_the_text(
     assert result.out == ("It is pneumonia\n" if place == 2 and not form else "")
 
 
-@pytest.mark.parametrize(("ended", "form"), [("interrupt", ["--json"]), ("error", [])])
-def test_an_incomplete_answer_replaces_no_file(
-    run: Run, script: Script, tmp_path: Path, ended: str, form: list[str]
-) -> None:
-    answer, page = tmp_path / "answer", tmp_path / "report.html"
-    ask = ["-p", "x", *form, "-o", str(answer), "--html", str(page), "--force"]
-
-    def end_early() -> None:
-        script.press_at = 0 if ended == "interrupt" else None
-        script.fail_at = 1 if ended == "error" else None
-        script.error = NumericalError("broken")
-        result = run("generate", "{models}", *ask)
-        for name in ("The output (-o)", "The report (--html)"):
-            assert result.err.count(f"note: {name} exists and stays") == (name in stays)
-        assert result.code == (130 if ended == "interrupt" else 3)
-
-    stays: tuple[str, ...] = ()
-    end_early()
-    assert "It is " in answer.read_text() and "pneumonia" not in answer.read_text()
-    assert page.exists()
-    script.press_at = script.fail_at = None
-    assert run("generate", "{models}", *ask).code == 0
-    complete = answer.read_bytes(), page.read_bytes()
-    assert b"pneumonia" in complete[0]
-    stays = ("The output (-o)", "The report (--html)")
-    end_early()
-    assert (answer.read_bytes(), page.read_bytes()) == complete
-    page.unlink()  # each file by itself
-    stays = ("The output (-o)",)
-    end_early()
-    assert answer.read_bytes() == complete[0] and page.exists()
-
-
 def test_json(run: Run, script: Script) -> None:
     flags = ["--stop", CANARY, "-t", "3", "--date", "2024-02-29", "--json"]
     result = run("generate", "{models}", "-p", CANARY, *flags)
@@ -196,43 +156,6 @@ def test_json(run: Run, script: Script) -> None:
     assert result.out.count("\n") == 1
 
 
-def test_an_output_file_is_for_its_owner_alone(run: Run, script: Script, tmp_path: Path) -> None:
-    file = tmp_path / "answer.txt"
-    file.write_text("older")
-    os.chmod(file, 0o644)
-    result = run("generate", "{models}", "-p", "x", "-o", str(file), "--force")
-    assert (result.code, result.out) == (0, "")
-    assert file.read_text("utf-8") == "It is pneumonia."
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"answer.txt", "target.gguf", "expert.gguf", "base.gguf"}
-
-
-def test_an_output_that_cannot_be_written_is_found_before_the_models_load(
-    run: Run, script: Script, tmp_path: Path
-) -> None:
-    long = tmp_path / ("x" * 300)
-    for place in (tmp_path / "no" / "folder", tmp_path, Path(os.devnull), long):
-        result = run("generate", "{models}", "-p", "x", "-o", str(place))
-        assert result.code == 2
-        assert re.search(r"^error: The output \(-o\) [^\n]+$", result.err, re.M)
-    assert not script.calls
-
-
-def test_an_answer_is_not_lost_with_the_disk(
-    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    result = run("generate", "{models}", "-p", "x", "-o", str(tmp_path / "answer.txt"))
-    assert result.code == 2
-    assert result.out == "It is pneumonia.\n"
-    assert "No space left" in result.err
-    assert not list(tmp_path.glob("*answer*")) + list(tmp_path.glob(".capt-local-*"))
-
-
 def test_models_given_by_path(run: Run, tmp_path: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xffb.gguf"))  # no UTF-8
     shutil.move(tiny_gguf(tmp_path / "a.gguf", seed=1), odd)
@@ -245,18 +168,10 @@ def test_models_given_by_path(run: Run, tmp_path: Path) -> None:
     assert target["file"].startswith("a") and target["file"].endswith("b.gguf")
 
 
-THOUGHT = "a \x1b]52;c;x\x07 \u00b0"
-
-
-@pytest.fixture
-def thinker(script: Script) -> Script:
-    data = THOUGHT.encode()
+def test_thoughts_are_never_on_standard_output_and_apart_in_json(run: Run, script: Script) -> None:
+    thought = "a \x1b]52;c;x\x07 \u00b0"
+    data = thought.encode()
     script.thoughts = [b"", data[:-1], data[-1:]]
-    return script
-
-
-@pytest.mark.usefixtures("thinker")
-def test_thoughts_are_never_on_standard_output(run: Run) -> None:
     hidden = run("generate", "{models}", "-p", "x")
     assert hidden.out == "It is pneumonia.\n" and "\\x1b" not in hidden.err
     for flag in ("show", "dim"):
@@ -265,19 +180,15 @@ def test_thoughts_are_never_on_standard_output(run: Run) -> None:
         # Not a terminal: no style; what a terminal would obey is spelled out.
         assert "\n" in shown.err and shown.err.count("a \\x1b]52;c;x\\x07 \u00b0\n") == 1
         assert "\x1b" not in shown.err
-
-
-@pytest.mark.usefixtures("thinker")
-def test_json_has_them_apart(run: Run) -> None:
     told = json.loads(run("generate", "{models}", "-p", "x", "--json").out)
     message = told["choices"][0]["message"]
     assert message["content"] == "It is pneumonia."
-    assert message["reasoning_content"] == THOUGHT
+    assert message["reasoning_content"] == thought
     assert told["usage"]["completion_tokens"] == 6
     assert told["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
     assert len(told["choices"][0]["logprobs"]["content"]) == 3
     read = answer_from(told)
-    assert (read.thoughts.decode(), read.thought_tokens, read.tokens) == (THOUGHT, 3, 6)
+    assert (read.thoughts.decode(), read.thought_tokens, read.tokens) == (thought, 3, 6)
 
 
 def test_both_answers_are_shown_with_marks_and_a_table(run: Run, script: Script) -> None:
