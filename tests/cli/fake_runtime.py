@@ -157,7 +157,7 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
             script.calls.append({"closed": True})
 
     module = types.ModuleType("capt_local.runtime")
-    module.Runtime = FakeRuntime  # type: ignore[attr-defined]
+    module.Runtime = FakeRuntime
     monkeypatch.setitem(sys.modules, "capt_local.runtime", module)
 
 

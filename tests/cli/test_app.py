@@ -80,7 +80,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(
     assert result.out == ""
     assert re.fullmatch(r"error: [^\n]+\n", result.err)
     assert CANARY not in result.err
-    assert not script.calls  # type: ignore[attr-defined]
+    assert not script.calls
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_doubtful_values_and_another_context_are_noted(run: Run, script: object)
 def test_a_system_text_of_a_file(run: Run, script: object, tmp_path: Path) -> None:
     (rules := tmp_path / "rules.txt").write_text("Be brief.\r\n")
     assert run("generate", "{models}", "-p", "x", "--system-file", str(rules)).code == 0
-    assert script.calls[1]["asked"][0] == Message("system", "Be brief.")  # type: ignore[attr-defined]
+    assert script.calls[1]["asked"][0] == Message("system", "Be brief.")
     assert run("generate", "-p", "x", "--system", "a", "--system-file", str(rules)).code == 2
 
 

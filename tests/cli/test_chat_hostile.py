@@ -56,7 +56,7 @@ def test_nothing_of_an_answer_is_obeyed(tmp_path: Path) -> None:
         environment={"NO_COLOR": "1"},
     )
     titles: list[str] = []
-    terminal.screen.set_title = terminal.screen.set_icon_name = titles.append  # type: ignore[method-assign]
+    terminal.screen.set_title = terminal.screen.set_icon_name = titles.append
     terminal.ready()
     before = len(terminal.raw)
     terminal.say("What is it?")

@@ -76,7 +76,7 @@ def test_ctrl_c_keeps_the_part_and_the_session_and_the_second_one_leaves(tmp_pat
     assert time.monotonic() - begun < 3  # a second on a machine that does nothing else
     assert "interrupted" in terminal.text()
     (turn,) = saved(terminal, tmp_path / "t.jsonl")
-    assert turn["answer"]["choices"][0]["finish_reason"] == "interrupted"  # type: ignore[index]
+    assert turn["answer"]["choices"][0]["finish_reason"] == "interrupted"
     terminal.say("/set max-tokens 3")
     terminal.say("Go on.")
     assert terminal.turns() == 2

@@ -180,7 +180,7 @@ def test_the_python_interface_follows_the_rules_of_the_site(
         {"bundle": "demo", "check": False},
     ):
         with pytest.raises(UsageError, match="forbids unsigned-bundles"):
-            Runtime.open(**named)  # type: ignore[arg-type]
+            Runtime.open(**named)
     site.write_text("[limits]\nalpha = 1.5\n")
     (tmp_path / "demo-tests").symlink_to(SMALL_TRIO)
     user.write_text(f"[options]\nmodels = ['{tmp_path}']\n")

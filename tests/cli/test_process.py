@@ -23,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     flags = ["-t", "1"]  # threads that wait for each other are slow on a busy machine
     for number, role in enumerate(("target", "expert", "base")):
         flavour = "bpe" if role == "target" else "spm"
-        path = tiny_gguf(folder / f"{role}.gguf", seed=number, flavour=flavour, context=4096)  # type: ignore[arg-type]
+        path = tiny_gguf(folder / f"{role}.gguf", seed=number, flavour=flavour, context=4096)
         flags += [f"--{role}", str(path)]
     return flags
 
@@ -86,7 +86,7 @@ def test_text_on_standard_input_beside_a_file_is_noted(models: list[str], tmp_pa
     arguments = ["generate", *models, "--raw", "-n", "4", "-f", str(note)]
     with open(note) as file:
         for given in ({"text": "cough"}, {"stdin": file}):
-            code, _, err = done(*arguments, **given)  # type: ignore[arg-type]
+            code, _, err = done(*arguments, **given)
             assert code == 0 and b"standard input holds text, which is not read" in err
     assert b"not read" not in done(*arguments)[2]
 

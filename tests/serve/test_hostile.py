@@ -53,10 +53,17 @@ def send(server: Running, data: bytes) -> bytes:
         return received
 
 
-def post(server: Running, body: bytes, *headers: str, path: str = "/v1/chat/completions") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {server.key}",
-             "Connection: close", *headers]  # fmt: skip
-    return send(server, "\r\n".join([*lines, "", ""]).encode() + body)
+CHAT = "/v1/chat/completions"
+
+
+def request(server: Running, body: bytes, *headers: str, path: str = CHAT) -> bytes:
+    """The bytes of a request with the key."""
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {server.key}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
+
+
+def post(server: Running, body: bytes, *headers: str, path: str = CHAT) -> bytes:
+    return send(server, request(server, body, "Connection: close", *headers, path=path))
 
 
 def test_what_is_not_json_is_refused(server: Running) -> None:
@@ -202,10 +209,7 @@ def test_slow_clients_hold_nobody(server: Running) -> None:
     for number, connection in enumerate(half):
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: loc"[: 10 + number])
     body = dial(server)
-    body.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
-        b"Authorization: Bearer " + server.key.encode() + b"\r\n\r\n{"
-    )
+    body.sendall(request(server, b"{", "Content-Length: 100", path="/v1/completions"))
     with server.client() as client:
         answer = client.post("/v1/chat/completions", json=ASK | {"max_tokens": 3})
         assert answer.status_code == 200
@@ -244,13 +248,9 @@ def test_a_hostile_schema_holds_up_nobody_else(server: Running) -> None:
 
 def test_few_files_are_read_at_once(server: Running) -> None:
     """Each may take a minute and much memory; the others are told to come again."""
-    head = (
-        f"POST /documents?kind=rtf HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
-        f"Authorization: Bearer {server.key}\r\n\r\n"
-    )
     held = [dial(server) for _ in range(3)]
     for connection in held:
-        connection.sendall(head.encode())
+        connection.sendall(request(server, b"", "Content-Length: 99", path="/documents?kind=rtf"))
     time.sleep(1)
     with server.client() as client:
         rtf = rb"{\rtf1 x}"
@@ -270,11 +270,7 @@ def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
         if number % 2:  # and one that leaves before anything has come
             data = json.dumps(LONG | {"stream": False}).encode()
             with closing(dial(server)) as connection:
-                connection.sendall(
-                    f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
-                    f"{len(data)}\r\nAuthorization: Bearer {server.key}\r\n\r\n".encode()
-                    + data
-                )
+                connection.sendall(request(server, data, f"Content-Length: {len(data)}"))
     wait_for(lambda: server.metric("capt_running") == 0)
     wait_for(lambda: server.metric('capt_requests_total{outcome="left"}') >= before + 8)
 
@@ -319,7 +315,7 @@ def test_a_server_that_ends_in_mid_answer(
     with openai.OpenAI(
         base_url=f"{server.url}/v1", api_key=server.key, max_retries=0
     ) as client:  # fmt: skip
-        stream = client.chat.completions.create(model="demo", **LONG)  # type: ignore[call-overload]
+        stream = client.chat.completions.create(model="demo", **LONG)
         next(iter(stream))
         server.process.send_signal(how)
         with pytest.raises((openai.APIError, httpx2.TransportError)):

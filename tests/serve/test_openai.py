@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import openai
 import pytest
-from openai.types import Completion
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from capt_local import GenerateOptions, LoadOptions, Runtime
 from capt_local.llama.gguf_header import file_digests
@@ -22,6 +21,8 @@ from tests.tiny_models import tiny_adapter, tiny_gguf
 NOTE = "58-year-old woman with dyspnea for 3 days. Metoprolol 25 mg twice a day. Troponin negative."
 ASK = [{"role": "user", "content": f"{NOTE}\n\nWhat medicine does she take?"}]
 
+Ask = Callable[..., Any]
+
 
 @pytest.fixture
 def client(server: Running) -> Iterator[openai.OpenAI]:
@@ -29,9 +30,21 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def strict(answer: ChatCompletion | ChatCompletionChunk | Completion) -> None:
-    """The client builds its types without a check, so they are checked here."""
+def strict(answer: Any) -> Any:
+    """The answer; the client builds its types without a check, so they are checked here."""
     type(answer).model_validate_json(answer.model_dump_json())
+    return answer
+
+
+@pytest.fixture
+def ask(client: openai.OpenAI) -> Ask:
+    """Asks for a chat completion, or for the chunks of one."""
+
+    def call(**asked: Any) -> Any:
+        found = client.chat.completions.create(**{"model": "demo", "messages": ASK, **asked})
+        return list(map(strict, found)) if asked.get("stream") else strict(found)
+
+    return call
 
 
 def test_models_are_the_bundle_and_its_methods(client: openai.OpenAI) -> None:
@@ -42,14 +55,11 @@ def test_models_are_the_bundle_and_its_methods(client: openai.OpenAI) -> None:
         client.models.retrieve("other")
 
 
-def test_an_answer_is_that_of_generate(client: openai.OpenAI) -> None:
+def test_an_answer_is_that_of_generate(ask: Ask) -> None:
     with Runtime.open("demo", load=LoadOptions(threads=1), check=False) as runtime:
-        for model, method in (("demo", "capt"), ("demo:target", "target")):
-            found = client.chat.completions.create(model=model, messages=ASK, max_tokens=12)  # type: ignore[call-overload]
-            strict(found)
-            options = GenerateOptions(max_tokens=12)
-            alpha = {} if method == "target" else {"alpha": 0.5}
-            own = runtime.generate(ASK, options, method=method, **alpha)
+        for model, more in (("demo", {"alpha": 0.5}), ("demo:target", {"method": "target"})):
+            found = ask(model=model, max_tokens=12)
+            own = runtime.generate(ASK, GenerateOptions(max_tokens=12), **more)
             list(own)
             # The last bits of another batch may turn a near choice, so a few words are enough.
             assert found.choices[0].message.content[:20] == own.text[:20]
@@ -57,35 +67,24 @@ def test_an_answer_is_that_of_generate(client: openai.OpenAI) -> None:
             assert found.usage.prompt_tokens == own.prompt_tokens["target"]
 
 
-def test_a_stream_joined_is_the_answer(client: openai.OpenAI) -> None:
-    asked = {"model": "demo", "messages": ASK, "max_tokens": 15, "n": 2, "temperature": 0.7}
-    whole = client.chat.completions.create(**asked, seed=3)  # type: ignore[call-overload]
-    strict(whole)
+def test_a_stream_joined_is_the_answer(ask: Ask) -> None:
+    asked = {"max_tokens": 15, "n": 2, "temperature": 0.7, "seed": 3}
+    whole = ask(**asked)
     assert whole.choices[0].message.content != whole.choices[1].message.content
     texts, roles, ends = ["", ""], ["", ""], [None, None]
-    chunks = list(
-        client.chat.completions.create(  # type: ignore[call-overload]
-            **asked, seed=3, stream=True, stream_options={"include_usage": True}
-        )
-    )
-    for chunk in chunks:
-        strict(chunk)
-        for choice in chunk.choices:
-            texts[choice.index] += choice.delta.content or ""
-            roles[choice.index] += choice.delta.role or ""
-            ends[choice.index] = choice.finish_reason
+    chunks = ask(**asked, stream=True, stream_options={"include_usage": True})
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        texts[choice.index] += choice.delta.content or ""
+        roles[choice.index] += choice.delta.role or ""
+        ends[choice.index] = choice.finish_reason
     assert texts == [choice.message.content for choice in whole.choices]
     assert roles == ["assistant"] * 2 and None not in ends
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 30
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-def test_log_probabilities_and_ours_beside(client: openai.OpenAI) -> None:
-    found = client.chat.completions.create(
-        model="demo", messages=ASK, max_tokens=8, logprobs=True, top_logprobs=3,  # type: ignore[arg-type]
-        extra_body={"capt": {"top": 2}},
-    )  # fmt: skip
-    strict(found)
+def test_log_probabilities_and_ours_beside(ask: Ask) -> None:
+    found = ask(max_tokens=8, logprobs=True, top_logprobs=3, extra_body={"capt": {"top": 2}})
     tokens = found.choices[0].logprobs.content
     assert len(tokens) == 8
     text = b"".join(bytes(token.bytes) for token in tokens).decode()
@@ -96,15 +95,14 @@ def test_log_probabilities_and_ours_beside(client: openai.OpenAI) -> None:
         assert len(ours["expert_top"]) == 3 and ours["changed"] in (True, False)
     assert found.model_extra["capt"]["finish"] == "length"
     assert found.model_extra["provenance"]["bundle"]["id"] == "demo"
-    plain = client.chat.completions.create(model="demo", messages=ASK, max_tokens=3, logprobs=True)  # type: ignore[arg-type]
+    plain = ask(max_tokens=3, logprobs=True)
     assert "capt" not in plain.choices[0].logprobs.content[0].model_extra
 
 
-def test_the_best_of_several_is_the_answer(client: openai.OpenAI) -> None:
-    asked = {"model": "demo", "messages": ASK, "max_tokens": 8, "temperature": 1, "seed": 5}
+def test_the_best_of_several_is_the_answer(ask: Ask) -> None:
+    asked = {"max_tokens": 8, "temperature": 1, "seed": 5}
     body = {"best_of": 3, "capt": {}}
-    found = client.chat.completions.create(**asked, logprobs=True, extra_body=body)  # type: ignore[call-overload]
-    strict(found)
+    found = ask(**asked, logprobs=True, extra_body=body)
     (choice,) = found.choices
     told = found.model_extra["capt"]["best_of"]
     candidates = told["candidates"]
@@ -116,17 +114,15 @@ def test_the_best_of_several_is_the_answer(client: openai.OpenAI) -> None:
     assert scores[0] == pytest.approx(sum(logps) / len(logps))
     assert found.usage.completion_tokens == sum(each["tokens"] for each in candidates)
     assert found.model_extra["provenance"]["parameters"]["sample"]["seed"] == candidates[0]["seed"]
-    chunks = client.chat.completions.create(**asked, stream=True, extra_body=body)  # type: ignore[call-overload]
+    chunks = ask(**asked, stream=True, extra_body=body)
     texts = [each.choices[0].delta.content or "" for each in chunks if each.choices]
     assert "".join(texts) == choice.message.content
 
 
-def test_facts_of_an_answer_are_looked_for_in_the_document(client: openai.OpenAI) -> None:
+def test_facts_of_an_answer_are_looked_for_in_the_document(ask: Ask) -> None:
     document = f"\U0001f600 {NOTE}"
     messages = [{"role": "user", "content": f"{document}\n\nWhich medicine?"}]
-    found = client.chat.completions.create(  # type: ignore[call-overload]
-        model="demo", messages=messages, max_tokens=40, extra_body={"capt": {"document": document}}
-    )
+    found = ask(messages=messages, max_tokens=40, extra_body={"capt": {"document": document}})
     sources = found.model_extra["capt"]["sources"]
     assert sources["of"] == "document" and sources["facts"] and sources["statements"]
     text = found.choices[0].message.content
@@ -135,9 +131,7 @@ def test_facts_of_an_answer_are_looked_for_in_the_document(client: openai.OpenAI
         if fact["match"] == "exact":
             start, end = fact["source"]
             assert document[start:end].lower() == fact["text"].lower()
-    plain = client.chat.completions.create(  # type: ignore[call-overload]
-        model="demo", messages=messages, max_tokens=2, extra_body={"capt": {}}
-    )
+    plain = ask(messages=messages, max_tokens=2, extra_body={"capt": {}})
     assert plain.model_extra["capt"]["sources"]["of"] == "prompt"
 
 
@@ -176,21 +170,17 @@ def test_an_adapter_of_scale_0_makes_the_expert_its_base_and_a_scorer_ranks(
 
 
 def test_completions_go_on_with_a_text(client: openai.OpenAI) -> None:
-    found = client.completions.create(
-        model="demo", prompt="The patient has a history of", max_tokens=6, logprobs=2, stop="\n"
-    )
-    strict(found)
+    asked = {"model": "demo", "prompt": "The patient has a history of", "max_tokens": 6}
+    found = strict(client.completions.create(**asked, logprobs=2, stop="\n"))
     logprobs = found.choices[0].logprobs
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) == 6
     assert "".join(logprobs.tokens) == found.choices[0].text
     assert all(len(top) == 2 for top in logprobs.top_logprobs)
-    chunks = client.completions.create(
-        model="demo", prompt="The patient has a history of", max_tokens=6, stream=True
-    )
+    chunks = client.completions.create(**asked, stream=True)
     assert "".join(chunk.choices[0].text for chunk in chunks) == found.choices[0].text
 
 
-def test_structured_answers_have_their_form(client: openai.OpenAI) -> None:
+def test_structured_answers_have_their_form(ask: Ask) -> None:
     schema = {
         "type": "object",
         "properties": {"drug": {"type": "string", "maxLength": 12}, "daily": {"type": "boolean"}},
@@ -198,52 +188,42 @@ def test_structured_answers_have_their_form(client: openai.OpenAI) -> None:
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "visit", "schema": schema}}
-    found = client.chat.completions.create(
-        model="demo", messages=ASK, max_tokens=60, response_format=form  # type: ignore[arg-type]
-    )  # fmt: skip
+    found = ask(max_tokens=60, response_format=form)
     assert found.choices[0].finish_reason == "stop"
     jsonschema.validate(json.loads(found.choices[0].message.content), schema)
-    found = client.chat.completions.create(
-        model="demo",
-        messages=ASK,
-        max_tokens=40,
-        response_format={"type": "json_object"},  # type: ignore[arg-type]
-    )
+    found = ask(max_tokens=40, response_format={"type": "json_object"})
     assert found.choices[0].message.content.startswith("{")
 
 
-def test_stop_strings_and_the_largest_length(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model="demo", messages=ASK, max_completion_tokens=12)  # type: ignore[arg-type]
+def test_stop_strings_and_the_largest_length(ask: Ask) -> None:
+    whole = ask(max_completion_tokens=12)
     text = whole.choices[0].message.content
     word = text.split()[3]
-    cut = client.chat.completions.create(model="demo", messages=ASK, max_tokens=12, stop=[word])  # type: ignore[arg-type]
+    cut = ask(max_tokens=12, stop=[word])
     assert cut.choices[0].message.content == text[: text.index(word)]
     assert cut.choices[0].finish_reason == "stop"
     assert whole.usage.completion_tokens == 12
 
 
-def test_the_same_note_is_not_read_again(client: openai.OpenAI) -> None:
+def test_the_same_note_is_not_read_again(ask: Ask) -> None:
     note = f"{NOTE} " * 4
     for turn, question in enumerate(("Which drug?", "How old is she?")):
         messages = [{"role": "user", "content": f"{note}\n\n{question}"}]
-        found = client.chat.completions.create(model="demo", messages=messages, max_tokens=3)  # type: ignore[arg-type]
-        reused = found.usage.prompt_tokens_details.cached_tokens
-        assert turn == 0 or found.usage.prompt_tokens - reused < 20
+        used = ask(messages=messages, max_tokens=3).usage
+        assert turn == 0 or used.prompt_tokens - used.prompt_tokens_details.cached_tokens < 20
 
 
-def test_many_at_once_are_answered_as_alone(client: openai.OpenAI, server: Running) -> None:
+def test_many_at_once_are_answered_as_alone(ask: Ask, server: Running) -> None:
     questions = [f"{NOTE}\n\nQuestion {number}: what now?" for number in range(8)]
 
-    def ask(question: str) -> str:
-        found = client.chat.completions.create(
-            model="demo", messages=[{"role": "user", "content": question}], max_tokens=10
-        )
-        return found.choices[0].message.content or ""
+    def answer(question: str) -> str:
+        found = ask(messages=[{"role": "user", "content": question}], max_tokens=10)
+        return (found.choices[0].message.content or "")[:12]
 
     before = server.metric('capt_requests_total{outcome="answered"}')
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(ask, questions))
-    assert [text[:12] for text in together] == [ask(each)[:12] for each in questions]
+        together = list(pool.map(answer, questions))
+    assert together == [answer(each) for each in questions]
     assert server.metric('capt_requests_total{outcome="answered"}') - before == 16
 
 
@@ -274,21 +254,20 @@ def test_what_would_change_the_answer_is_refused_by_name(
     assert CANARY not in caught.value.response.text
 
 
-def test_what_would_not_is_ignored(client: openai.OpenAI) -> None:
-    found = client.chat.completions.create(
-        model="demo", messages=[{"role": "developer", "content": "Be short."}, *ASK],  # type: ignore[list-item]
-        max_tokens=2, user="x", store=False, metadata={"a": "b"}, tools=[], presence_penalty=0,
-        parallel_tool_calls=True, frequency_penalty=0.0,
+def test_what_would_not_is_ignored(ask: Ask) -> None:
+    found = ask(
+        messages=[{"role": "developer", "content": "Be short."}, *ASK], max_tokens=2, user="x",
+        store=False, metadata={"a": "b"}, tools=[], presence_penalty=0, parallel_tool_calls=True,
+        frequency_penalty=0.0,
     )  # fmt: skip
     assert found.usage.completion_tokens == 2
 
 
-def test_a_text_that_does_not_fit_is_refused_with_the_counts(client: openai.OpenAI) -> None:
-    asked = {"model": "demo", "messages": [{"role": "user", "content": f"{CANARY} " * 900}]}
+def test_a_text_that_does_not_fit_is_refused_with_the_counts(ask: Ask) -> None:
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
-            client.chat.completions.create(**asked, stream=stream)  # type: ignore[call-overload]
+            ask(messages=[{"role": "user", "content": f"{CANARY} " * 900}], stream=stream)
         assert caught.value.code == "context_length_exceeded"
-        counts = caught.value.body["prompt_tokens_by_model"]  # type: ignore[index]
+        counts = caught.value.body["prompt_tokens_by_model"]
         assert set(counts) == {"target", "expert", "base"} and min(counts.values()) > 1024
         assert CANARY not in caught.value.response.text
