@@ -25,11 +25,8 @@ class Script:
 
     Attributes:
         pieces: (bytes, what the target would have said instead or None) for each step.
-        finish: of the answer.
         fail_at: which step raises `error`; -1 raises while loading, None never.
-        error: what is raised.
         press_at: the step behind which Ctrl-C is pressed; -2 is the first thought, -3 the next.
-        thoughts: what the model thinks before its answer.
         longest: bytes of the longest answer that can be scored.
         calls: the arguments of every open and generate.
     """

@@ -16,6 +16,7 @@ from capt_local.cli.app import VERBS, below, function
 from capt_local.cli.exits import ExitCode, code_for, line_for
 from capt_local.prompting.messages import Message
 from tests.cli.conftest import CANARY, Run
+from tests.cli.fake_runtime import Script
 
 
 def test_help_names_every_verb(run: Run) -> None:
@@ -59,57 +60,46 @@ def test_help_imports_nothing_heavy(verbs: list[str], heavy: tuple[str, ...]) ->
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["nonsense"],
-        ["generate", "--nonsense", "5"],
-        ["generate", "-p", "x", CANARY],
-        ["generate", f"--{CANARY} and more"],
-        ["generate", "--temp", CANARY, "-p", "x"],
-        ["generate", "--method", CANARY, "-p", "x"],
-        ["generate", "-p"],
-        ["generate", "-p", "x", "--alpha", CANARY],
-        ["generate", "-p", "x", "-ngl", CANARY],
-        ["generate", "-p", "x", "--top-p", "2"],
+        ["nonsense"], ["generate", "--nonsense", "5"], ["generate", f"--{CANARY} and more"],
+        ["generate", "-p"], ["generate", "-p", "x", CANARY],
+        *(["generate", "-p", "x", flag, CANARY] for flag in ("--temp", "--method", "--alpha")),
+        ["generate", "-p", "x", "-ngl", CANARY], ["generate", "-p", "x", "--top-p", "2"],
     ],
-)
+)  # fmt: skip
 def test_a_wrong_command_line_is_one_line_and_exit_2(
-    arguments: list[str], run: Run, script: object
+    arguments: list[str], run: Run, script: Script
 ) -> None:
     models = ["{models}"] if arguments[0] != "nonsense" else []
     result = run(arguments[0], *models, *arguments[1:])
-    assert result.code == ExitCode.USAGE
-    assert result.out == ""
-    assert re.fullmatch(r"error: [^\n]+\n", result.err)
-    assert CANARY not in result.err
+    assert (result.code, result.out) == (ExitCode.USAGE, "")
+    assert re.fullmatch(r"error: [^\n]+\n", result.err) and CANARY not in result.err
     assert not script.calls
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("line", "says"),
     [
-        (["generate", "--tmp", "1"], "near: --temp"),
-        (["generate", "--method", CANARY], "--method takes one of capt, target, expert, base, "),
-        (
-            ["generate", "--top-logprobs", "101"],
-            "--top-logprobs takes a whole number from 0 to 100",
-        ),
-        (["chat", "-o", "x"], "near: /save FILE"),
-        ([f"{CANARY}.txt"], "capt-local generate -f FILE"),
-        (["models", CANARY], "behind models; one of list, "),
+        ("generate --tmp 1", "near: --temp"),
+        (f"generate --method {CANARY}", "--method takes one of capt, target, expert, base, "),
+        ("generate --top-logprobs 101", "--top-logprobs takes a whole number from 0 to 100"),
+        ("chat -o x", "near: /save FILE"),
+        (f"{CANARY}.txt", "capt-local generate -f FILE"),
+        (f"models {CANARY}", "behind models; one of list, "),
     ],
 )
-def test_what_would_be_right_is_named(arguments: list[str], says: str, run: Run) -> None:
-    result = run(*arguments)
+def test_what_would_be_right_is_named(line: str, says: str, run: Run) -> None:
+    result = run(*line.split())
     assert result.code == 2 and says in result.err and CANARY not in result.err
 
 
-def test_doubtful_values_and_another_context_are_noted(run: Run, script: object) -> None:
+def test_doubtful_values_and_another_context_are_noted(run: Run, script: Script) -> None:
     result = run("generate", "{models}", "-p", "x", "--temp", "5", "-c", "200")
     assert result.code == 0 and "is usual" in result.err
     assert "the context holds 256 tokens instead of the 200 of --ctx-size" in result.err
     assert "usual" not in run("generate", "{models}", "-p", "x", "--alpha", "0.5").err
 
 
-def test_a_system_text_of_a_file(run: Run, script: object, tmp_path: Path) -> None:
+def test_a_system_text_of_a_file(run: Run, script: Script, tmp_path: Path) -> None:
     (rules := tmp_path / "rules.txt").write_text("Be brief.\r\n")
     assert run("generate", "{models}", "-p", "x", "--system-file", str(rules)).code == 0
     assert script.calls[1]["asked"][0] == Message("system", "Be brief.")

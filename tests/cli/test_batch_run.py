@@ -23,14 +23,7 @@ from tests.cli.conftest import CANARY, Result, Run
 
 
 class Place:
-    """A folder with an input; runs batch there.
-
-    Attributes:
-        folder: of everything.
-        output: where lines go.
-        workers: that were started.
-        later: what the input holds once a worker was started; None: the same.
-    """
+    """A folder with an input; runs batch there. `later` is what it holds once a worker runs."""
 
     def __init__(self, folder: Path, run: Run) -> None:
         self.folder, self._run = folder, run

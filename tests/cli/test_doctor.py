@@ -20,7 +20,7 @@ from capt_local.llama.library import Library
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.resources import estimate
 from tests.bundle_files import describe
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, one_model
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import Flavour
 
@@ -111,10 +111,7 @@ def test_files_that_others_can_write_are_a_warning(bundle: Path, run: Run) -> No
 
 
 def test_what_the_other_verbs_refuse_is_a_problem_here(tmp_path: Path, run: Run) -> None:
-    folder = tmp_path / "bare"
-    folder.mkdir()
-    file = tiny_gguf(folder / "target.gguf", seed=1, template=None)
-    write_manifest(Bundle(id="bare", models={"target": describe("target", file)}), folder)
+    folder = one_model(tmp_path / "bare", template=None)
     refused = run("generate", "-m", str(folder), "-p", "x", "-n", "1")
     result = run("doctor", "-m", str(folder))
     assert (refused.code, result.code) == (3, 3)

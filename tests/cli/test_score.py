@@ -6,8 +6,6 @@ import json
 import stat
 from pathlib import Path
 
-import pytest
-
 from tests.cli.conftest import CANARY, Run
 from tests.cli.fake_runtime import Script
 
@@ -28,9 +26,7 @@ def test_one_object_holds_the_figures_and_the_accuracy(
     run: Run, script: Script, tmp_path: Path
 ) -> None:
     file = written(tmp_path, TEXT, ANSWER, QUESTION, WRONG)
-    result = run("score", "{models}", file, "--json", "--method", "target")
-    (line,) = result.out.splitlines()
-    whole = json.loads(line)
+    whole = json.loads(run("score", "{models}", file, "--json", "--method", "target").out)
     assert set(whole) == {*FIGURES, "accuracy", "questions"}
     assert (whole["method"], whole["accuracy"], whole["questions"]) == ("target", 0.5, 2)
     # of the questions, the right choice counts
@@ -87,25 +83,16 @@ def test_an_interrupt_leaves_what_is_done(run: Run, script: Script, tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize(
-    ("data", "extra", "said"),
-    [
-        (None, [], "cannot be read"),
-        (b"\nzyzzyva-canary", [], "line 2: not JSON"),
-        (
-            b'{"text": "ab"}\n{"id": "zyzzyva-canary", "text": "\xc3\xa9t\xc3\xa9"}',
-            ["--max-bytes", "1"],
-            "line 2: the first character is longer than 1 bytes",
-        ),
-    ],
-)
-def test_errors_name_the_argument_and_the_line(
-    data: bytes | None, extra: list[str], said: str, run: Run, script: Script, tmp_path: Path
-) -> None:
+def test_errors_name_the_argument_and_the_line(run: Run, script: Script, tmp_path: Path) -> None:
     file = tmp_path / f"{CANARY}.jsonl"
-    if data is not None:
-        file.write_bytes(data)
-    result = run("score", "{models}", str(file), *extra)
-    assert result.code == 2 and said in result.err and "(FILE)" in result.err
-    assert CANARY not in result.err
-    assert not script.calls
+    cut = "line 2: the first character is longer than 1 bytes"
+    for text, said in (
+        (None, "cannot be read"),
+        (f"\n{CANARY}", "line 2: not JSON"),
+        (f'{{"text": "ab"}}\n{{"id": "{CANARY}", "text": "\u00e9t\u00e9"}}', cut),
+    ):
+        if text is not None:
+            file.write_text(text, "utf-8")
+        result = run("score", "{models}", str(file), "--max-bytes", "1")
+        assert result.code == 2 and said in result.err and "(FILE)" in result.err
+        assert CANARY not in result.err and not script.calls
