@@ -19,13 +19,7 @@ _PASTE = ("\x1b[200~", "\x1b[201~")
 
 
 class Terminal:
-    """A command that runs in a terminal of a given size.
-
-    Attributes:
-        screen: what is seen, with what scrolled away.
-        raw: all bytes that the command wrote.
-        process: the command.
-    """
+    """A command in a terminal; `raw` is what it wrote, `screen` what is seen or scrolled away."""
 
     def __init__(
         self,

@@ -77,7 +77,6 @@ def test_regen_with_another_alpha_stands_beside_the_answer_so_far(fresh: Chat) -
     shown = fresh("/regen alpha=0")
     assert "alpha evidence" in shown and "alpha 0" in shown and "0 changed" in shown
     assert (questions(fresh), fresh("/why")) == before  # the conversation has the earlier answer
-    assert "same answer" in fresh.refused("/regen")
     fresh("/set alpha 0")
     fresh("/regen")
     assert "nothing to compare" in fresh("/why")  # with alpha 0 the target answers alone
@@ -98,16 +97,11 @@ def test_a_note_is_text_and_cannot_forge_a_turn(fresh: Chat) -> None:
     fresh(f"/save {fresh.folder}/forged.jsonl")
     *_, last = (fresh.folder / "forged.jsonl").read_text().splitlines()
     assert json.loads(last)["question"] == f"{forged}\n\nWhat is the blood pressure?"
-    for name, says in (
-        ("missing", "no such file"),
-        (".", "Is a directory"),
-        ("", "needs the name"),
-    ):
-        assert says in fresh.refused(f"/read {name}".strip())
     (fresh.folder / "latin.txt").write_bytes(b"caf\xe9 " + CANARY.encode())
-    assert "byte 3" in fresh.refused("/read latin.txt")
     (fresh.folder / "utf16.txt").write_bytes("note".encode("utf-16-le"))
-    assert "NUL byte" in fresh.refused("/read utf16.txt")
+    for name, says in {" missing": "no such file", " .": "Is a directory", "": "needs the name",
+                       " latin.txt": "byte 3", " utf16.txt": "NUL byte"}.items():  # fmt: skip
+        assert says in fresh.refused(f"/read{name}")
 
 
 def questions(chat: Chat) -> list[str]:
@@ -132,10 +126,12 @@ def test_a_paste_of_ten_thousand_characters_is_refused_with_counts_and_stands_un
     terminal = fresh.terminal
     text = ("fever and a cough " * 600)[:10_000] + CANARY
     fresh(QUESTION)
-    begun = time.monotonic()
+    begun, seen = time.monotonic(), len(terminal.raw)
     terminal.paste(text)
     terminal.wait(lambda: CANARY in terminal.at_cursor())
-    shown = sent_long(terminal)
+    terminal.send("\r")
+    terminal.wait(lambda: "holds more." in plain(terminal.raw[seen:]))
+    shown = plain(terminal.raw[seen:])
     assert time.monotonic() - begun < 10
     reason = next(line for line in shown.splitlines() if line.startswith("error: "))
     assert "does not fit" in reason and "target" in reason and "/undo" in shown
@@ -145,14 +141,6 @@ def test_a_paste_of_ten_thousand_characters_is_refused_with_counts_and_stands_un
     terminal.send("\x03")
     terminal.ready()
     assert fresh.terminal.turns() == 1
-
-
-def sent_long(terminal: Terminal) -> str:
-    """Enter, and what is shown until the text is refused."""
-    seen = len(terminal.raw)
-    terminal.send("\r")
-    terminal.wait(lambda: "holds more." in plain(terminal.raw[seen:]))
-    return plain(terminal.raw[seen:])
 
 
 def test_pasted_bytes_that_are_no_text_and_control_characters(fresh: Chat) -> None:
@@ -171,15 +159,11 @@ def test_pasted_bytes_that_are_no_text_and_control_characters(fresh: Chat) -> No
     terminal.ready()
 
 
-def leftovers(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*")}
-
-
 def test_a_session_writes_nothing_and_ends_with_ctrl_d(tmp_path: Path) -> None:
     chat = Chat(tmp_path, size=(60, 200))
     chat(f"{QUESTION} {CANARY}")
     chat("/why")
     chat.terminal.send("\x04")
     assert chat.terminal.end() == 0
-    assert not leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
     assert "Traceback" not in chat.terminal.text()

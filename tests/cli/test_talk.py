@@ -122,11 +122,8 @@ def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
     talk, _ = made
     talk.ask("one")
     before = talk.options
-    for call in (
-        Call("save", str(tmp_path / "x")),
-        Call("set", "alpha=2"),
-        Call("regen", "alpha=2"),
-    ):
+    for call in (Call("save", str(tmp_path / "x")), Call("set", "alpha=2"),
+                 Call("regen", "alpha=2")):  # fmt: skip
         with pytest.raises(UsageError, match=r"forbidden here: .*site\.toml"):
             talk.run(call)
     assert talk.options is before

@@ -21,15 +21,8 @@ CANARY = "Zebrafinch-4711"
 
 @dataclass
 class Running:
-    """A server.
-
-    Attributes:
-        process: it runs in.
-        url: of it, without a slash at the end.
-        key: of it.
-        page: the address that it printed.
-        errors: where its standard error goes.
-    """
+    """A server: its process, its address without a slash, its key, the address that it printed,
+    and where its standard error goes."""
 
     process: subprocess.Popen[str]
     url: str

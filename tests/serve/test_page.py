@@ -48,12 +48,10 @@ def opens(browser: Any, server: Running) -> Iterator[Opens]:
 
     yield call
     for context, wrong in made:
-        found = list(wrong)
-        context.close()
         # What a browser says of an answer that is no 200, or of a server that is out of reach.
-        assert [
-            each for each in found if "Failed to load" not in each and "blob:" not in each
-        ] == []
+        found = [each for each in wrong if "Failed to load" not in each and "blob:" not in each]
+        context.close()
+        assert found == []
 
 
 def ready(page: Any) -> Any:
@@ -74,12 +72,7 @@ def text(page: Any, selector: str) -> str:
 
 
 def at_first_token(page: Any, *, stop: bool) -> None:
-    """At the next answer's first token, however slow this test is, notes whether it can be stopped.
-
-    Args:
-        page: whose answer is awaited.
-        stop: whether to stop it then.
-    """
+    """At the next answer's first token, however slow this test is, notes if it can be stopped."""
     page.evaluate(
         """(end) => {
           const watch = new MutationObserver(() => {
@@ -325,9 +318,7 @@ def test_contrast_names_and_no_scrolling_aside(opens: Opens, scheme: str, width:
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     for _ in range(2):
         found = page.evaluate(AUDIT)
-        nameless = [
-            each for each in found["nameless"] if not re.search("hidden|presentation", each)
-        ]
+        nameless = [one for one in found["nameless"] if not re.search("hidden|presentation", one)]
         assert found["faint"] == [] and nameless == [] and found["dangling"] == []
         assert found["twice"] == [] and found["headings"] == 1 and found["scopeless"] == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= width
