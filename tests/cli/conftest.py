@@ -82,7 +82,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 def site(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The site's file, that this account may write as if it were root."""
     check, path = site_config._check_owner, site_config.site_file()
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(0o755, parents=True)
 
     def own(path: Path, about: os.stat_result, owner: int, others: int) -> None:
         check(path, about, os.getuid(), others)
