@@ -43,7 +43,7 @@ def archive(run: Run, tmp_path: Path, key: str) -> str:
     folder, place = one_model(tmp_path / "from"), str(tmp_path / "tiny.capt")
     assert run("models", "export", str(folder), "-o", place).code == 2
     made = run("models", "export", str(folder), "-o", place, "--key", f"{key}.key")
-    assert (made.code, made.out) == (0, f"tiny is written to {place}.\n")
+    assert (made.code, made.out) == (0, f"tiny 1 is written to {place}.\n")
     return place
 
 
@@ -64,7 +64,7 @@ def test_from_one_machine_to_another(run: Run, archive: str, key: str) -> None:
     assert f"({fingerprint})" in result.err
     result = run("models", "import", archive)
     assert (result.code, result.err) == (0, "")
-    assert f"tiny is installed: signed by house ({fingerprint})" in result.out
+    assert f"tiny 1 is installed: signed by house ({fingerprint})" in result.out
     assert run("models", "verify", "tiny").code == 0
     assert "was installed already" in run("models", "import", archive).out
     result = run("models", "trust", "--remove", "house")
