@@ -52,7 +52,6 @@ from capt_local.config import Feature
 from capt_local.documents import SUFFIXES
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.line_file import DiskFailed
-from capt_local.llama.resources import physical_cores
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen, drop_output
 from capt_local.strict_json import read_bytes
@@ -277,6 +276,7 @@ class BatchRun:
     def _choose_settings(self) -> None:
         """How models are loaded, the date, and how many records are done at once."""
         from capt_local.batch.run import records_at_once
+        from capt_local.llama.resources import physical_cores
 
         flags = self.flags
         load, pinned = load_options(flags, self.bundle), pinned_date(flags)
@@ -396,6 +396,8 @@ class BatchRun:
 
     def _fingerprint(self, facts: Mapping[str, Any]) -> Fingerprint:
         """That of the run; `facts` are what a worker has sent first."""
+        from capt_local.llama.resources import physical_cores
+
         flags, load, packed = self.flags, self.load, pack(self.load)
         placed = ("devices", "tensor_split", "placements")
         return fingerprint_of(

@@ -28,7 +28,6 @@ from capt_local.evaluate.bench import (
     take_turns,
     time_many,
 )
-from capt_local.llama.resources import physical_cores
 from capt_local.provenance import provenance
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
@@ -75,6 +74,8 @@ def bench(flags: BenchFlags) -> int:
       capt-local bench --prompts notes.jsonl --limit 16 --parallel 8
     """
     import psutil
+
+    from capt_local.llama.resources import physical_cores
 
     screen = Screen.standard(flags.verbose)
     if flags.prompts is None and (flags.limit or flags.parallel):
