@@ -1,23 +1,23 @@
 """A proxy's probabilities projected onto the tokens of the target, by bytes, with healing.
 
-Cross-Architecture Proxy Tuning (Ronaghi et al. 2026) carried from strings to bytes, and from the
-first sub-token to all pieces: see docs/method.md. In order: the query about some candidates and
-what a proxy shows; the token events of a target; which pieces of a proxy cover which events; the
-projection; the identity where two models share one vocabulary.
+Cross-Architecture Proxy Tuning (Ronaghi et al. 2026) extended from strings to bytes, and from the
+first sub-token to all pieces: see docs/method.md. In this file: the query for some candidates and a
+proxy's rows; the token events of a target; the map from a proxy's pieces to events; the projection;
+the identity for a shared vocabulary; the canonical tokens of a growing text.
 
-An event is "the target's tokenization of what follows starts with these bytes". Tokens with the
-same bytes share an event, all tokens that end a generation are one event, and control tokens have
-none.
+An event is "the target's tokenization of the continuation starts with these bytes". Tokens with the
+same bytes share an event, all end-of-generation tokens are one event, and control tokens have no
+event.
 
-A piece often leaves open which token comes: "card" may be the token "card", or the beginning of
-"cardiac". Its mass is shared among all of them in proportion to the target's own probabilities, so
-that the proxy says how likely the group is, and the target who in the group. A token that a longer
-piece begins as well takes next to nothing from the shorter one: a proxy that writes "cardiac" with
-"cardi" does not write it with "card". With no bytes there, this is the projection of a row. With
-the bytes of the proxy's last pieces there, it is their healing: a longer piece that starts with
-these bytes counts by what it adds. One table serves both.
+A piece may be consistent with several tokens: "card" may be the token "card" or the beginning of
+"cardiac". Its probability mass is divided among them in proportion to the target's probabilities:
+the proxy decides the mass of the group, the target its division. A token of which a longer piece is
+a prefix too gets almost nothing from the shorter piece: a proxy that writes "cardiac" with "cardi"
+does not write it with "card". A `PieceMap` for the empty string is the projection of a row; for the
+bytes of the proxy's last pieces it is their token healing: longer pieces that start with these
+bytes count by the bytes that they add.
 
-A proxy stands at its own canonical tokens of a text that grows: see `CanonicalContext`.
+A proxy is kept at the canonical tokens of the text so far: see `CanonicalContext`.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from capt_local.tokenization import (
     common_length,
 )
 
-# Keeps an underflow from dividing by 0, and changes nothing else.
+# Prevents a division by 0 after an underflow, and changes nothing else.
 TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateQuery:
-    """Tokens of the target whose probability under a proxy is wanted.
+    """Tokens of the target whose probability under the proxies is needed.
 
-    The same query goes to expert and base, so what depends on neither of them is kept with it.
+    Expert and base get the same query, which caches what depends on neither of them.
 
     Attributes:
-        wanted: the event or token that stands for each, shape (n,); negative where the proxies
-            have no say.
+        wanted: the event of each token (with a shared vocabulary the token), shape (n,); negative
+            for tokens without an event.
         prior: the target's probability of each token, shape (n,).
-        prepared: the shares worked out so far, by the bytes that pieces start after.
+        prepared: the shares computed so far, by the `start` bytes of their `PieceMap`.
     """
 
     wanted: IntArray
@@ -68,17 +68,17 @@ class CandidateQuery:
 
     @property
     def aligned(self) -> BoolArray:
-        """Whether the proxies have a say on each token, shape (n,)."""
+        """Whether each token has an event, and so a probability under the proxies, shape (n,)."""
         return self.wanted >= 0
 
 
-class Back(NamedTuple):
-    """The place some tokens back, from where a longer piece might have come instead of them.
+class EarlierRow(NamedTuple):
+    """A position some tokens back, where a longer piece may replace the proxy's last tokens.
 
     Attributes:
-        row: the proxy's probabilities there, shape (vocabulary,).
-        token: the one that came.
-        rest: bytes of all tokens from there on.
+        row: the proxy's probabilities at that position, shape (vocabulary,).
+        token: the proxy's token at that position.
+        rest: bytes of all tokens from that position on.
     """
 
     row: Row
@@ -101,8 +101,8 @@ class TargetEvents:
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        # Events are numbered in order of token, behind the end event: tokens with low ids are the
-        # common ones, so what belongs to them stands together in memory.
+        # Events are numbered by token id, after the end event: low ids are common tokens, whose
+        # data is then close together in memory.
         self.tokenizer = tokenizer
         vocabulary = tokenizer.vocabulary
         self.index = PrefixIndex(vocabulary)
@@ -112,7 +112,7 @@ class TargetEvents:
         of_place: IntArray = np.fromiter(
             map(self._event_of_piece.__getitem__, self.index.keys), np.int32, len(self.index.keys)
         )
-        # Of tokens with the same bytes, which stand side by side, the first.
+        # The first of consecutive tokens with the same bytes.
         distinct = np.diff(of_place, prepend=NO_EVENT) != 0
         self.of_rank: IntArray = of_place[distinct]
         self._ranks: IntArray = (np.cumsum(distinct) - 1).astype(np.int32)
@@ -124,12 +124,12 @@ class TargetEvents:
 
     @cached_property
     def of_first_token(self) -> IntArray:
-        """The event of each token where it begins a text, without the tokenizer's own space."""
-        lead, found = self.tokenizer.lead, self.of_token.copy()
-        if lead:
-            low, high = self.index.interval(lead)
+        """The event of each token at the start of a text: without the tokenizer's leading space."""
+        leading_space, found = self.tokenizer.leading_space, self.of_token.copy()
+        if leading_space:
+            low, high = self.index.interval(leading_space)
             for place in range(low, high):
-                piece = self.index.keys[place][len(lead) :]
+                piece = self.index.keys[place][len(leading_space) :]
                 found[self.index.ids[place]] = self.of_piece(piece)
         return found
 
@@ -149,9 +149,9 @@ class TargetEvents:
         return int(self._ranks[low]), int(self._ranks[high - 1]) + 1
 
     def first(self, text: bytes) -> int:
-        """The event with which the target's tokenizer begins `text` (not empty).
+        """The event of the first token of the target's tokenization of `text` (not empty).
 
-        Of a text that the target's vocabulary cannot spell: of its longest beginning that it can;
+        If the target's vocabulary cannot spell the text: that of the longest prefix it can spell;
         NO_EVENT if there is none.
         """
         if text in self._event_of_piece:
@@ -166,16 +166,16 @@ class TargetEvents:
         return self._first[text]
 
 
-# What a piece gives to a token that a longer piece begins too. Chosen on clinical notes: 0.003 was
-# 2 % better in bits per byte than an equal share, and like 0.001 (docs/results.md).
-ASIDE = 0.003
+# Weight of a piece for a token that a longer piece begins too. Chosen on clinical notes: 0.003 was
+# 2 % better in bits per byte than a weight of 1, and the same as 0.001 (docs/results.md).
+SHORTER_PIECE_WEIGHT = 0.003
 _LEAST = 5e-324
 
 Places: TypeAlias = npt.NDArray[np.intp]
 
 
 class Shares(NamedTuple):
-    """Which part of which piece goes to which place among the wanted events, each (entries,)."""
+    """Sparse map from pieces to queried events: indices, pieces and fractions, each (entries,)."""
 
     places: Places
     pieces: Places
@@ -183,13 +183,13 @@ class Shares(NamedTuple):
 
 
 class PieceMap:
-    """Which pieces of a proxy may begin which events, after the bytes `start`.
+    """Which pieces of a proxy, after the bytes `start`, are consistent with which events.
 
-    For the plain projection `start` is empty, and `end_ids` are the tokens that end a generation.
+    For the plain projection `start` is empty, and `end_ids` are the end-of-generation tokens.
 
     Attributes:
-        longer: the pieces that begin with `start` and add to it, ends included, ascending, shape
-            (m,).
+        longer: ids of the pieces that begin with `start` and are longer, and `end_ids`; ascending,
+            shape (m,).
     """
 
     def __init__(
@@ -203,47 +203,47 @@ class PieceMap:
         event = np.concatenate((event, np.full(len(ends), END_EVENT, np.int32)))
         piece = np.concatenate((piece, ends))
         aside = np.concatenate((aside, np.zeros(len(ends), np.bool_)))
-        # Pieces in order of token, so that a row is read from its beginning to its end.
+        # Pieces in order of id, so that a row is read sequentially.
         ascending = np.argsort(longer)
         self.longer: Places = longer[ascending].astype(np.intp)
         piece = np.argsort(ascending).astype(np.int32)[piece]
-        # The entries of one event side by side.
+        # Entries grouped by event.
         order = np.argsort(event, kind="stable")
         self._piece: IntArray = piece[order]
-        self._weight = np.where(aside[order], np.float32(ASIDE), np.float32(1.0))
+        self._weight = np.where(aside[order], np.float32(SHORTER_PIECE_WEIGHT), np.float32(1.0))
         self._spans = _Spans(event[order], events.count)
 
     @property
     def size(self) -> int:
-        """Entries of the table, for the budget of a cache."""
+        """Entries of 4 bytes in memory, for the cache's limit."""
         return len(self.longer) + 2 * len(self._piece) + self._spans.size
 
     def share(self, wanted: IntArray, prior: FloatArray) -> Shares | None:
-        """Shares the pieces among events, shape (n,), by the target's probability of each.
+        """Divides the pieces among events, shape (n,), in proportion to their `prior`.
 
-        NO_EVENT gets nothing. None where no piece begins any of them.
+        NO_EVENT gets nothing. None if no piece is consistent with any of the events.
         """
         starts, counts = self._spans.find(wanted)
         ends = counts.cumsum()
         if not len(ends) or not ends[-1]:
             return None
-        # The entries of the wanted events alone, those of one event behind those of the other.
+        # The entries of the wanted events, concatenated.
         entry = (starts + counts - ends).repeat(counts)
         entry += np.arange(len(entry))
         places = np.arange(len(wanted)).repeat(counts)
         group = self._piece.take(entry).astype(np.intp)
         parts = self._weight.take(entry) * prior.take(places)
-        # Where the target has all of a group at 0, nobody gets anything.
+        # If the target's probability of a whole group is 0, its mass is dropped.
         parts /= np.maximum(np.bincount(group, parts), _LEAST).take(group)
         return Shares(places, self.longer.take(group), parts)
 
 
 def _groups(added: list[bytes], events: TargetEvents) -> tuple[IntArray, IntArray, BoolArray]:
-    """Pairs of an event and a piece that may begin it, and whether a longer piece may, too.
+    """Pairs of an event and a piece consistent with it, and whether a longer piece is, too.
 
-    Each piece stands for all events that begin with its bytes, or, if there are none, its first
-    one. The events that begin with given bytes are an interval of the sorted events; painting the
-    intervals in order of length leaves each rank with the length of the longest piece of all.
+    A piece is paired with all events that begin with its bytes, or, if there are none, with its own
+    first event. Events that begin with given bytes are an interval of the sorted events;
+    overwriting them in order of length leaves at each rank the length of its longest piece.
     """
     spans = np.array([events.interval(part) for part in added], np.int32).reshape(-1, 2)
     sizes = spans[:, 1] - spans[:, 0]
@@ -264,7 +264,7 @@ def _groups(added: list[bytes], events: TargetEvents) -> tuple[IntArray, IntArra
 
 
 class _Spans:
-    """Finds the entries of an event among `events`: by a table of all if they are many."""
+    """Finds the entries of an event: by a table over all `events` if many have entries."""
 
     def __init__(self, event: IntArray, events: int) -> None:
         starts = np.flatnonzero(np.diff(event, prepend=NO_EVENT - 1))
@@ -275,7 +275,7 @@ class _Spans:
             self._starts, self._counts = np.zeros((2, events + 1), np.intp)
             self._starts[keys], self._counts[keys] = starts, counts
         else:
-            # Behind the last key stands one that is never wanted.
+            # The last key is a sentinel that is never queried.
             self._keys = np.append(keys, np.int32(events))
             self._starts, self._counts = np.append(starts, 0), np.append(counts, 0)
 
@@ -285,7 +285,7 @@ class _Spans:
         return 4 * len(self._starts) + (0 if self._keys is None else len(self._keys))
 
     def find(self, wanted: IntArray) -> tuple[Places, Places]:
-        """Where the entries of each event begin, and how many there are."""
+        """The start and number of the entries of each event."""
         if self._keys is None:
             return self._starts.take(wanted), self._counts.take(wanted)
         places = self._keys.searchsorted(wanted)
@@ -293,26 +293,26 @@ class _Spans:
         return self._starts.take(places), self._counts.take(places)
 
 
-# Added to the probabilities of both proxies before they are compared. A base that never met a
-# word gives it 1e-8 where the expert gives it 1e-3: that is no evidence of 12 nats. Chosen on
-# clinical notes (docs/results.md).
+# Added to the probabilities of both proxies before they are compared. A base that never saw a word
+# in training may give it 1e-8 and the expert 1e-3, which is not a reliable contrast of 12 nats.
+# Chosen on clinical notes (docs/results.md).
 FLOOR = 1e-6
-# How many pieces back a longer piece may begin. The third one back still helped, the fifth did not.
+# How many pieces back healing looks for a longer piece. The third back still helped, not the fifth.
 DEPTH = 3
-# Entries of healing tables that are kept: 4 bytes each.
+# Limit of the healing tables' cache, in entries of 4 bytes; what an empty table counts.
 _CACHE_ENTRIES, _EMPTY = 4_000_000, 50
 
 
 class Projection:
-    """Different vocabularies: byte prefixes, with the healing of the proxy's last pieces.
+    """Alignment of different vocabularies by byte prefixes, with healing of the last pieces.
 
     Attributes:
-        follows_tokens: whether the proxy takes the target's tokens as they are.
-        depth: how many tokens back it looks.
+        shares_vocabulary: whether the proxy has the target's vocabulary and uses its token ids.
+        depth: number of last tokens that healing may replace.
         floor: added to the probabilities of both proxies before they are compared.
     """
 
-    follows_tokens = False
+    shares_vocabulary = False
     depth = DEPTH
     floor = FLOOR
 
@@ -329,22 +329,22 @@ class Projection:
         Args:
             tokens: ascending, shape (n,).
             prior: the target's probability of each, shape (n,).
-            start: whether they begin a text whose leading space is the tokenizer's own.
+            start: whether they begin a text, to which the tokenizer adds a leading space.
         """
         return CandidateQuery(self._events.of(tokens, start=start), prior)
 
     def probability(
-        self, query: CandidateQuery, row: Row, behind: Sequence[Back] = ()
+        self, query: CandidateQuery, row: Row, behind: Sequence[EarlierRow] = ()
     ) -> FloatArray:
-        """The probability of each token in query, shape (n,); 0 where there is no say.
+        """The probability of each token in query, shape (n,); 0 for tokens without an event.
 
         `row` has the proxy's probabilities after the text, `behind` those one token back, two, ...
-        The text so far may have been covered otherwise than by the proxy's own tokens y_1..y_n: by
-        the first n-k of them and one piece u that goes beyond the text. With p(u) from the row
-        there, all these coverings are mixed by their probabilities, each divided by that of
+        The proxy may cover the text so far not only by its tokens y_1..y_n, but also by the first
+        n-k of them and one piece u that extends beyond the text. With p(u) from the row at that
+        position, all these coverings are mixed by their probabilities, each relative to that of
         y_1..y_n:
 
-            [plain(row) + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n)), credited by what u adds]
+            [plain(row) + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n)), given to the bytes u adds]
             / [1 + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n))]
         """
         maps, inverse, total = [(b"", self._plain, row, 1.0)], 1.0, 1.0
@@ -356,17 +356,17 @@ class Projection:
                 total += float(back.row.take(healer.longer).sum()) * inverse
         places, parts = [np.empty(0, np.intp)], [np.empty(0)]
         for start, pieces, here, factor in maps:
-            # Expert and base often stand at the same pieces, and share them alike.
+            # Expert and base often end in the same pieces, for which the shares are the same.
             if start not in query.prepared:
                 query.prepared[start] = pieces.share(query.wanted, query.prior)
             if (shares := query.prepared[start]) is not None:
                 places.append(shares.places)
                 parts.append(here.take(shares.pieces) * np.float64(factor) * shares.parts)
-        said = np.concatenate(parts)
-        return np.bincount(np.concatenate(places), said, minlength=len(query.wanted)) / total
+        mass = np.concatenate(parts)
+        return np.bincount(np.concatenate(places), mass, minlength=len(query.wanted)) / total
 
     def _healer(self, last: bytes) -> PieceMap | None:
-        """The map of what goes on behind some bytes; None where no piece does."""
+        """The map of the pieces longer than `last` that begin with it; None if there are none."""
         if last in self._healers:
             self._healers.move_to_end(last)
             return self._healers[last]
@@ -382,9 +382,9 @@ class Projection:
 
 
 class SharedVocabulary:
-    """One vocabulary for both: the identity. This is proxy tuning (Liu et al. 2024)."""
+    """Alignment of a shared vocabulary: the identity, as in proxy tuning (Liu et al. 2024)."""
 
-    follows_tokens = True
+    shares_vocabulary = True
     depth = 0
     floor = TINY
 
@@ -393,7 +393,7 @@ class SharedVocabulary:
         return CandidateQuery(tokens, prior)
 
     def probability(
-        self, query: CandidateQuery, row: Row, behind: Sequence[Back] = ()
+        self, query: CandidateQuery, row: Row, behind: Sequence[EarlierRow] = ()
     ) -> FloatArray:
         """The proxy's own probabilities."""
         return row[query.wanted].astype(np.float64)
@@ -403,20 +403,20 @@ Alignment: TypeAlias = Projection | SharedVocabulary
 
 
 def fit(proxy: Vocabulary, events: TargetEvents) -> Alignment:
-    """The identity for one shared vocabulary, for two the projection."""
+    """The alignment: the identity if proxy and target share a vocabulary, else the projection."""
     if proxy.same_as(events.tokenizer.vocabulary):
         return SharedVocabulary()
     return Projection(proxy, events)
 
 
-# No piece that matters begins so far back.
+# Bytes; healing does not look for longer pieces than that.
 _LONGEST_REST = 24
-# Without a safe cut in so many bytes the tokens before the last so many are final.
+# After so many bytes without a safe cut, the tokens before the last so many bytes become final.
 _LONGEST_TAIL, _OPEN_TAIL = 1024, 256
 
 
 def rests(pieces: Sequence[bytes]) -> list[bytes]:
-    """Bytes of the last piece, of the last two, ..., as far back as a longer piece may begin."""
+    """Bytes of the last piece, of the last two, ..., of at most `_LONGEST_REST` bytes."""
     found: list[bytes] = []
     rest = b""
     for piece in reversed(pieces):
@@ -428,7 +428,7 @@ def rests(pieces: Sequence[bytes]) -> list[bytes]:
 
 
 def _boundary(tail: bytes, pieces: Sequence[bytes]) -> int:
-    """Where a token begins, and a character, at least `_OPEN_TAIL` bytes before the end."""
+    """A boundary of tokens and characters at least `_OPEN_TAIL` bytes before the end, or 0."""
     at = len(tail)
     for piece in reversed(pieces):
         at -= len(piece)
@@ -438,23 +438,23 @@ def _boundary(tail: bytes, pieces: Sequence[bytes]) -> int:
 
 
 class CanonicalContext:
-    """Fixed tokens in front, and the canonical tokens of a text that grows behind them.
+    """Fixed tokens, followed by the canonical tokens of a growing text.
 
-    A tokenizer that puts a space in front of a text is met half-way: before the text begins, the
-    context already holds that space as a piece, so that healing can take it for what it is, the
-    beginning of the first word.
+    If the tokenizer adds a leading space to a text, the context of an empty text already ends with
+    that space as a piece, so that healing can replace it by a first word that begins with the
+    space.
 
     Args:
         tokenizer: of the proxy.
-        head: tokens that stay (scaffolding, earlier turns).
-        text: what the growing text holds already.
+        head: the fixed tokens (scaffolding, earlier turns).
+        text: the beginning of the growing text.
         start: whether the text begins a sequence or follows a control token.
 
     Attributes:
-        tokens: all tokens now; do not change it.
+        tokens: all tokens now; read only.
         fixed: number of tokens in `head`.
-        text: the growing text, without the head and without a leading space of the tokenizer.
-        stable: how many tokens at the front stay as they are, whatever text comes.
+        text: the growing text, without the head and the tokenizer's leading space.
+        stable: number of leading tokens that no further text can change.
         unseen: whether bytes were left out that the vocabulary cannot spell.
     """
 
@@ -467,14 +467,14 @@ class CanonicalContext:
         self.unseen = False
         self.tokens = list(head)
         self.text = b""
-        self._cut = 0  # in the text, behind the stable tokens
+        self._cut = 0  # offset in the text at the end of the stable tokens
         self.stable = self.fixed
         self._whole = True  # whether the tokens behind the cut hold all bytes
         self._rests: tuple[int, list[bytes]] = (0, [])
         self.append(text)
 
     def copy(self) -> CanonicalContext:
-        """The same, to go on from or to return to."""
+        """An independent copy."""
         other = copy.copy(self)
         other.tokens = list(self.tokens)
         return other
@@ -482,7 +482,7 @@ class CanonicalContext:
     def rests(self, depth: int) -> list[bytes]:
         """Bytes of the last token of the growing text, of the last two, ...; at most `depth`.
 
-        The first token of all has nothing before it and is left out.
+        The very first token is left out: no row precedes it.
         """
         if depth != self._rests[0]:
             last = self.tokens[max(self.fixed, 1, len(self.tokens) - depth) :]
@@ -490,9 +490,9 @@ class CanonicalContext:
         return self._rests[1]
 
     def append(self, text: bytes) -> int:
-        """Adds text; returns how many tokens at the front stayed as they were."""
+        """Appends text; returns the number of leading tokens that did not change."""
         tail = self.text[self._cut :]
-        # Whether the tokens that are there stay as they are, whatever comes.
+        # The text so far ends at a safe cut, given the first byte of `text`.
         if tail and self._whole and self._tokenizer.last_cut(tail[-1:] + text[:1]) == 1:
             self._cut, self.stable = len(self.text), len(self.tokens)
         self.text += text
@@ -501,11 +501,11 @@ class CanonicalContext:
         new: list[int] = []
         self._whole = True
         if tail:
-            # The answer is not the proxy's: what it has no token for, it does not see.
+            # The target writes the answer; a proxy skips characters that it has no token for.
             new, self._whole = self._tokenizer.encode_known(tail, start=first)
             self.unseen |= not self._whole
-        elif not self.text and first and self._tokenizer.lead:
-            new = list(self._tokenizer.lead_tokens)
+        elif not self.text and first and self._tokenizer.leading_space:
+            new = list(self._tokenizer.leading_space_tokens)
         kept = self.stable
         same = common_length(self.tokens[kept:], new)
         self.tokens[kept + same :] = new[same:]
@@ -514,9 +514,9 @@ class CanonicalContext:
         return kept + same
 
     def _advance_cut(self, tail: bytes, new: list[int]) -> None:
-        """Moves the safe cut forward, to a place where a token begins."""
+        """Moves the safe cut forward to a token boundary."""
         cut = self._tokenizer.last_cut(tail)
-        # Counted from the end, where no leading space of the tokenizer can be.
+        # Counted from the end, since the first token may hold a leading space of the tokenizer.
         piece = self._tokenizer.vocabulary.piece
         if not cut and len(tail) > _LONGEST_TAIL:
             cut = _boundary(tail, list(map(piece, new)))

@@ -1,7 +1,7 @@
-"""A conversation, and what typed lines mean: text for the models, or a command. Prints nothing.
+"""Conversations, and the parser of typed lines (text for the models, or a command). Prints nothing.
 
-Each change makes a new conversation, so a turn that fails changes nothing, and a turn that is
-removed is the conversation before it.
+Conversations are immutable: a failed turn changes nothing, and removing a turn gives the earlier
+conversation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from capt_local.decoding.options import GenerateOptions, Method, with_arguments
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
-from capt_local.report.json import REPORTED, Answer, answer_object, dumps
+from capt_local.report.json import REPORT_CANDIDATES, Answer, answer_object, dumps
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
@@ -89,12 +89,12 @@ def transcript(conversation: Conversation, bundle: Bundle, provenance: Mapping[s
     if conversation.system is not None:
         events.append({"type": "system", "text": conversation.system})
     for turn in conversation.turns:
-        answer = answer_object(turn.answer, top_logprobs=REPORTED)
+        answer = answer_object(turn.answer, top_logprobs=REPORT_CANDIDATES)
         events.append({"type": "turn", "question": turn.question, "answer": answer})
     return "".join(dumps(event) + "\n" for event in events)
 
 
-_QUOTE = "Text that begins with a slash needs a blank in front of it."
+_QUOTE = "Text that begins with a slash needs a space in front of it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +127,16 @@ _CALL = re.compile(r"/(?:([a-zA-Z?]\S*)(?:\s+(.*))?)?", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A command that was typed, and what stood behind it."""
+    """A typed command and its argument."""
 
     name: str
     rest: str = ""
 
 
 def understood(line: str) -> Call | str:
-    """A command, or the text for the models.
+    """Parses a typed line: a command, or text for the models.
 
-    Text of several lines that begins with a slash but with no command is text.
+    Several lines that begin with a slash but not with a command are text.
 
     Raises:
         UsageError: one line that begins with a slash, but with no command; or text behind a
@@ -216,7 +216,7 @@ SETTINGS = (
     Setting("adapter-scales", "adapter_scales", "adapter_scales", _scales, _SCALES),
 )
 _SETTINGS = {setting.name: setting for setting in SETTINGS}
-# Spellings that other tools taught people.
+# Names of these settings in other tools.
 _SPELLINGS = {"temperature": "temp", "n": "max-tokens", "num-predict": "max-tokens"}
 _VALUES = {"method": tuple(Method), "alpha": (EVIDENCE,)}
 
@@ -259,7 +259,7 @@ def differences(old: GenerateOptions, new: GenerateOptions) -> list[tuple[str, s
 
 
 def offers(before: str) -> list[tuple[str, int]]:
-    """What can stand at the cursor, behind `before`: (text, how many characters it replaces)."""
+    """Completions for the text `before` the cursor: (text, number of characters it replaces)."""
     if not before.startswith("/") or "\n" in before:
         return []
     name, space, rest = before.partition(" ")
@@ -279,7 +279,7 @@ def offers(before: str) -> list[tuple[str, int]]:
 
 
 def path_of(text: str) -> Path:
-    """The file that a command names; `~` is the home folder, that of nobody a name like others."""
+    """The path that a command names; `~` is expanded, an unknown `~user` is left as it is."""
     return Path(os.path.expanduser(text))
 
 

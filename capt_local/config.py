@@ -1,4 +1,4 @@
-"""The files of site and user: settings, and what the site forbids.
+"""The settings files of site and user, and the limits of the site.
 
 Both are TOML with a table `options`; the site's may have `limits`. They are read strictly: whatever
 is not understood is an error that names file and key. A site's file that cannot be trusted or read
@@ -22,7 +22,7 @@ import msgspec
 from platformdirs import user_config_path
 
 from capt_local.errors import UsageError
-from capt_local.strict_json import NotReadable, convert, open_regular
+from capt_local.strict_json import ParseError, convert, open_regular
 
 MODELS_VARIABLE = "CAPT_LOCAL_MODELS"
 LARGEST = 1 << 16
@@ -31,7 +31,7 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")  # others may hold anything, line break
 
 
 class Feature(StrEnum):
-    """What can be forbidden."""
+    """The features that a site can forbid."""
 
     TRANSCRIPTS = "transcripts"
     """Files that hold conversations: /save."""
@@ -54,7 +54,7 @@ class _LimitsTable(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     """The table `limits`: `pull = false` means the same as its name in `forbid`."""
 
     forbid: list[Feature] = []
-    # Below 1 it would not hold: the evidence of a prompt weighs an expert by up to 1 by itself.
+    # At least 1: weights from the evidence of a prompt may be up to 1, and are not limited.
     alpha: Annotated[float, msgspec.Meta(ge=1, le=8)] | None = None
     transcripts: bool = True
     reports: bool = True
@@ -98,7 +98,7 @@ class SiteLimits:
 
     Attributes:
         file: that they come from, for errors.
-        forbidden: what nobody may use.
+        forbidden: the forbidden features.
         alpha: the largest fixed weight of an expert or base; None: the program's own limit.
     """
 
@@ -107,11 +107,11 @@ class SiteLimits:
     alpha: float | None = None
 
     def forbids(self, feature: Feature) -> bool:
-        """Whether nobody may use it, by its own name or a wider one."""
+        """Whether a feature is forbidden, by its own name or a more general one."""
         return bool(self.forbidden & {feature, _WIDER.get(feature, feature)})
 
     def refuse(self, feature: Feature, what: str) -> None:
-        """Refuses what is forbidden; `what` is the flag or command that wants it.
+        """Refuses a forbidden feature; `what` is the flag or command that needs it.
 
         Raises:
             UsageError: it is forbidden.
@@ -121,7 +121,7 @@ class SiteLimits:
             raise UsageError(f"{what} is forbidden here: {self.file} forbids {named}.")
 
     def check_weights(self, weights: Iterable[float]) -> None:
-        """Refuses fixed weights of contrasts, or exponents, that are wider than the site allows.
+        """Refuses fixed weights or exponents beyond the site's limit.
 
         Raises:
             UsageError: one is.
@@ -155,7 +155,7 @@ class ConfigFile:
         """
         try:
             given = convert(self.options.get("models", []), list[str], "options.models")
-        except NotReadable:
+        except ParseError:
             raise UsageError(f"{self.path}: options.models takes a list of paths.") from None
         if not all(Path(one).is_absolute() for one in given):
             raise UsageError(f"{self.path}: options.models takes absolute paths.")
@@ -181,7 +181,7 @@ def read_site() -> SiteFile:
         return SiteFile(path, limits=SiteLimits(path))
     try:
         table = convert(found["limits"], _LimitsTable, "limits")
-    except NotReadable as error:
+    except ParseError as error:
         raise UsageError(
             f"{path}: {error}; what can be forbidden is {', '.join(sorted(Feature))}."
         ) from None

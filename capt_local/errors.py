@@ -1,4 +1,4 @@
-"""What can go wrong, by kind.
+"""The error classes.
 
 Every error that a user can cause is one of these. The message is one line, says what is wrong
 and what to do, and never holds the user's text: it goes to terminals, logs and bug reports.
@@ -71,7 +71,7 @@ class ContextOverflow(CaptError):
 
 
 class TextTooLong(CaptError):
-    """A stretch of text is too long for the tokenizer: no space for a million bytes."""
+    """A run of text without a place to split it is too long for the tokenizer."""
 
     exit_code = 5
 
@@ -119,10 +119,10 @@ class WorkerFailed(ModelError):
     """The process that holds the models cannot go on."""
 
 
-def place_of(error: BaseException) -> str:
-    """The innermost line of this package, or of whoever raised it outside: "decoding/loop.py:12".
+def error_location(error: BaseException) -> str:
+    """Location of the innermost frame in this package, or else of the last: "decoding/loop.py:12".
 
-    What can be told of an exception whose message may hold a text of the user.
+    Safe to report, unlike the message of the exception, which may hold a text of the user.
     """
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:

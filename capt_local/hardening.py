@@ -1,9 +1,9 @@
-"""Keeps the memory of this process private, and confines processes that read untrusted files.
+"""Keeps the memory of this process private, and sandboxes processes that read untrusted files.
 
-`keep_memory_private` is the first act of every verb: no core dump, and on Linux no other process of
-the same account may read this one's memory. `run_apart` starts a process for untrusted input
-(`llama.probe`, `documents.process`), and that one calls `confine`: on Linux a seccomp filter allows
-the system calls of a fixed list and refuses all others.
+Every verb first calls `keep_memory_private`: no core dump, and on Linux no other process of the
+same account may read this one's memory. `run_isolated` starts a process for untrusted input
+(`llama.probe`, `documents.process`), which calls `confine`: on Linux a seccomp filter allows the
+system calls of a fixed list and refuses all others.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import IO, NamedTuple
 
 _PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 3, 4  # <linux/prctl.h>
 _PR_SET_NO_NEW_PRIVS = 38
-_FIRST_TO_GO = "500"  # of 1,000
+_OOM_SCORE = "500"  # of 1,000
 
-# What the libraries need to be found, and no layer on a GPU: its driver takes memory and seconds.
+# Environment to find the libraries, without GPUs, whose drivers take memory and seconds to start.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "CUDA_PATH")
 _SET = {
     "CUDA_VISIBLE_DEVICES": "-1",
@@ -35,11 +35,11 @@ _SET = {
 }
 
 
-_EACH = 0.1  # seconds between two calls of `waiting`
-_PATIENCE = 5.0  # seconds for a process to end that has closed its output
+_POLL_SECONDS = 0.1  # seconds between two calls of `waiting`
+_PATIENCE = 5.0  # seconds that a process may take to exit after closing its output
 
 
-def run_apart(
+def run_isolated(
     program: str,
     request: bytes,
     *,
@@ -48,20 +48,20 @@ def run_apart(
     handles: Sequence[int] = (),
     waiting: Callable[[], None] | None = None,
 ) -> tuple[bytes, int | None]:
-    """Runs a Python program with this package in a process without the user's terminal.
+    """Runs a Python program with this package in a new process without the user's terminal.
 
-    Neither the folder nor the environment says what it imports.
+    Its imports depend neither on the working directory nor on the environment.
 
     Args:
         program: its source.
         request: its standard input.
-        seconds: that it may take, or TimeoutError is raised.
-        largest: bytes that it may write to its standard output.
-        handles: open files that it inherits.
+        seconds: time limit; beyond it TimeoutError is raised.
+        largest: limit of its standard output, in bytes.
+        handles: file descriptors that it inherits.
         waiting: called several times a second; may raise to stop.
 
     Returns:
-        What it wrote, and its exit code; None where it has not ended, or has written more.
+        Its output and its exit code; None if it did not exit, or wrote more than `largest` bytes.
     """
     import select  # imported here: every verb imports this file, and few start a process
     import subprocess
@@ -94,7 +94,7 @@ def run_apart(
                 waiting()
             if time.monotonic() > until:
                 raise TimeoutError
-            if select.select([outgoing], [], [], _EACH)[0]:
+            if select.select([outgoing], [], [], _POLL_SECONDS)[0]:
                 part = os.read(outgoing.fileno(), 1 << 20)
                 if not part:
                     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -109,8 +109,8 @@ def run_apart(
         sender.join()
 
 
-def own_streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Standard input and output of this process, out of the way of whatever prints."""
+def detach_standard_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Copies of standard input and output; the originals then lead to the null device."""
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -120,9 +120,9 @@ def own_streams() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def limit_memory(more: int) -> None:
-    """Limits this process to so many bytes beyond what it has now; Linux only.
+    """Limits this process to `more` bytes above its present memory (Linux only).
 
-    Counted are data, stacks and private memory (RLIMIT_DATA).
+    RLIMIT_DATA counts data, stacks and private mappings.
     """
     if sys.platform == "linux":
         with open("/proc/self/statm") as file:
@@ -135,7 +135,7 @@ def keep_memory_private() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     if sys.platform == "linux":
-        # A core pattern that is a pipe ignores the limit, but not this.
+        # A core pattern that is a pipe ignores RLIMIT_CORE, but not this flag.
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
@@ -146,21 +146,21 @@ def memory_is_private() -> bool:
     return resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
 
 
-def be_first_to_go() -> None:
-    """Asks Linux to end this process before others where memory runs out.
+def prefer_oom_kill() -> None:
+    """Makes this process a preferred victim of Linux's out-of-memory killer.
 
-    Call it before `keep_memory_private`, after which the file belongs to root.
+    Call it before `keep_memory_private`, after which only root may write the file.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write(_FIRST_TO_GO)
+            file.write(_OOM_SCORE)
 
 
 def confine() -> bool:
-    """Gives up, for the rest of this process's life, what reading model files does not need.
+    """Permanently drops the rights that reading model files does not need.
 
-    The process ends when its parent does. It ignores Ctrl-C, which is for the parent. As root it
-    keeps no capability but the one to read files.
+    The process is killed when its parent ends. It ignores Ctrl-C, which the parent handles. As root
+    it keeps only the capability to read files.
 
     Returns:
         Whether the kernel enforces the list of system calls; False outside Linux.
@@ -205,10 +205,10 @@ _LARGEST_STACK = 64 << 20
 _TERMINAL_READS = (0x5401, 0x5450, 0x5451)  # TCGETS, FIONCLEX, FIOCLEX
 _DESCRIPTOR_FLAGS = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 
-# Allowed calls with their numbers on x86_64 and aarch64 (None: no such call there). Reading files
-# and folders, memory, time, signals of its own. Absent, and so refused: processes and threads
+# Allowed calls with their numbers on x86_64 and aarch64 (None: no such call there): reading files
+# and folders, memory, time, its own signals. Not listed, and so refused: processes and threads
 # (llama.cpp runs with one thread here), sockets, shared memory, message queues, keys, files by
-# handle, priorities, limits, and whatever writes, changes or deletes a file.
+# handle, priorities, limits, and everything that writes, changes or deletes a file.
 _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
     "lstat": (6, None), "poll": (7, None), "ppoll": (271, 73), "lseek": (8, 62),
@@ -230,7 +230,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
 
 
 class _Condition(NamedTuple):
-    """What one word (32 bits) of a call's arguments must be; the lower word of each comes first."""
+    """A condition on one 32-bit word of a call's arguments; the low word of each comes first."""
 
     word: int
     refused_bits: int = 0
@@ -238,11 +238,11 @@ class _Condition(NamedTuple):
 
 
 def _conditional() -> dict[tuple[int | None, int | None], tuple[_Condition, ...]]:
-    """Calls that are allowed under conditions, by their numbers."""
+    """Calls that are allowed with certain arguments only, by their numbers."""
     return {
         (2, None): (_Condition(2, refused_bits=_WRITING),),  # open
         (257, 56): (_Condition(4, refused_bits=_WRITING),),  # openat
-        # Memory that the limit does not count; and a file could be written through a shared one.
+        # No mappings that RLIMIT_DATA does not count; a shared one could also write to a file.
         (9, 222): (_Condition(6, refused_bits=_UNCOUNTED),),  # mmap
         (16, 29): (_Condition(2, values=_TERMINAL_READS),),  # ioctl
         (72, 25): (_Condition(2, values=_DESCRIPTOR_FLAGS),),  # fcntl
@@ -252,11 +252,11 @@ def _conditional() -> dict[tuple[int | None, int | None], tuple[_Condition, ...]
     }
 
 
-_CLONE3 = (435, 435)  # its flags lie in memory, where a filter cannot look
+_CLONE3 = (435, 435)  # its flags are in memory, which a filter cannot inspect
 
 
 class _Machine(NamedTuple):
-    """Numbers that differ between processors: of the kernel's name for it, and two calls."""
+    """Numbers of a processor: AUDIT_ARCH and two system calls; `column`: in `_ALLOWED`."""
 
     column: int
     architecture: int
@@ -277,7 +277,7 @@ class _Program(ctypes.Structure):
 
 
 def _drop_capabilities(machine: _Machine) -> bool:
-    """Gives up root's rights but reading files; other accounts have none to give up."""
+    """Drops root's capabilities except reading files; other accounts have none."""
     if os.geteuid() != 0:
         return True
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
@@ -288,7 +288,7 @@ def _drop_capabilities(machine: _Machine) -> bool:
 
 
 def _install(machine: _Machine, code: bytes) -> bool:
-    """Sets a filter for this process and all its threads; whether the kernel took it."""
+    """Installs a filter for this process and all its threads; False if the kernel refuses."""
     program = _Program(len(code) // 8, code)
     c, word = ctypes.CDLL(None), ctypes.c_ulong
     if c.prctl(_PR_SET_NO_NEW_PRIVS, word(1), word(0), word(0), word(0)):
@@ -300,7 +300,7 @@ def _install(machine: _Machine, code: bytes) -> bool:
 
 
 def _filter(machine: _Machine) -> Iterator[bytes]:
-    """The filter's instructions: each with how many to skip if it holds, and if it does not."""
+    """The BPF instructions of the filter, each with its jump offsets (true, false)."""
     allow = _one(_RETURN, _ALLOW)
     yield _one(_LOAD, _ARCHITECTURE)
     yield _one(_EQUAL, machine.architecture, 1, 0)
@@ -309,7 +309,7 @@ def _filter(machine: _Machine) -> Iterator[bytes]:
     for numbers, conditions in _conditional().items():
         number = numbers[machine.column]
         if number is not None:
-            tests = [part for condition in conditions for part in _judge(condition)]
+            tests = [part for condition in conditions for part in _test(condition)]
             yield from _for_call(number, [*tests, allow])
     yield from _for_call(_CLONE3[machine.column], [_one(_RETURN, _ERROR | errno.ENOSYS)])
     for numbers in _ALLOWED.values():
@@ -319,8 +319,8 @@ def _filter(machine: _Machine) -> Iterator[bytes]:
     yield _REFUSE
 
 
-def _judge(condition: _Condition) -> Iterable[bytes]:
-    """Instructions that end in a refusal, or go on behind it where the condition is met."""
+def _test(condition: _Condition) -> Iterable[bytes]:
+    """Instructions that refuse the call unless the condition is met."""
     yield _one(_LOAD, _ARGUMENTS + 4 * condition.word)
     if condition.refused_bits:
         yield _one(_ANY_BIT, condition.refused_bits, 0, 1)
@@ -330,6 +330,6 @@ def _judge(condition: _Condition) -> Iterable[bytes]:
 
 
 def _for_call(number: int, block: list[bytes]) -> Iterable[bytes]:
-    """A block that ends the filter, for one call alone."""
+    """Instructions that run a terminal block for one system call only."""
     yield _one(_EQUAL, number, 0, len(block))
     yield from block

@@ -1,4 +1,4 @@
-"""Files that survive kills and full disks: lines that are only appended, and files put as a whole.
+"""Files that survive kills and full disks: append-only lines, and atomically written files.
 
 The output of `batch` and the results of `eval` are such files. Lines that are appended together are
 one write and one fsync; when `append` returns, neither a kill nor a power cut loses them. Files
@@ -20,7 +20,7 @@ from capt_local.errors import UsageError
 from capt_local.strict_json import open_regular
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NEW = "capt-new"  # a file that is written beside and then renamed
+_NEW = "capt-new"  # suffix of a temporary file that is renamed
 
 
 class DiskFailed(UsageError):
@@ -37,7 +37,7 @@ class LineFile:
         write: whether it will be written to.
 
     Attributes:
-        size: bytes; of whole lines, once what is torn at the end was cut.
+        size: in bytes; only whole lines, once a torn end was cut off.
         locked: False on a file system without locks.
 
     Raises:
@@ -77,11 +77,11 @@ class LineFile:
             yield from stream
 
     def tail(self, start: int) -> bytes:
-        """What stands behind the first bytes."""
+        """The bytes from offset `start` on."""
         return os.pread(self._handle, self.size - start, start)
 
     def cut(self, size: int) -> None:
-        """Cuts the file off behind whole lines, on the disk."""
+        """Truncates the file to `size` bytes, durably."""
         os.ftruncate(self._handle, size)
         os.fsync(self._handle)
         self.size = size
@@ -108,7 +108,7 @@ class LineFile:
         self.size += len(data)
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
-        """Makes the file hold these lines, all at one moment; where that fails, it is as it was."""
+        """Replaces the content by these lines atomically; if that fails, it is unchanged."""
         self._check_unchanged()
         try:
             handle = _put(self._path, lines)
@@ -118,7 +118,7 @@ class LineFile:
         self._handle, self.size = handle, os.fstat(handle).st_size
 
     def sync(self) -> None:
-        """Returns when the disk has what an earlier run wrote, and it is the owner's alone."""
+        """Flushes what an earlier run wrote, and sets the mode to 0600."""
         os.fchmod(self._handle, 0o600)
         os.fsync(self._handle)
 
@@ -153,7 +153,7 @@ class LineFile:
 
 
 def disk_failed(what: str, error: BaseException) -> DiskFailed:
-    """What an error of the system becomes."""
+    """The DiskFailed for an OSError or an interruption."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return DiskFailed(f"{what} cannot be written: its disk is full.")
     reason = (error.strerror if isinstance(error, OSError) else None) or "it was interrupted"
@@ -161,12 +161,12 @@ def disk_failed(what: str, error: BaseException) -> DiskFailed:
 
 
 def put(path: Path, data: bytes) -> None:
-    """Makes a file hold `data`, on the disk, whole or not at all."""
+    """Writes `data` to a file atomically and durably."""
     os.close(_put(path, [data]))
 
 
 def rename(old: Path, new: Path) -> None:
-    """Gives a file another name, on the disk."""
+    """Renames a file durably."""
     os.replace(old, new)
     sync_folder(new.parent)
 
@@ -181,7 +181,7 @@ def read_file(path: Path, most: int) -> bytes | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Returns when the disk knows which files the folder holds."""
+    """Flushes the entries of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -219,7 +219,7 @@ def _write(handle: int, data: bytes, offset: int) -> None:
 
 
 def _put(path: Path, parts: Iterable[bytes]) -> int:
-    """The handle of a file that was written beside, flushed, and renamed to `path`."""
+    """Writes a temporary file, flushes it and renames it to `path`; returns its handle."""
     beside = _beside(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(beside)

@@ -30,7 +30,7 @@ from capt_local.errors import CaptError, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.terminal import Screen
-from capt_local.strict_json import NotReadable, convert
+from capt_local.strict_json import ParseError, convert
 
 if __name__ == "__main__":  # before the harness is imported
     for _name in (
@@ -59,7 +59,7 @@ _Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ChatText(str):
-    """A conversation on its way through the harness, which passes texts on: JSON of its turns."""
+    """A conversation as JSON text, since the harness passes contexts as strings."""
 
     __slots__ = ()
 
@@ -89,7 +89,7 @@ class GenerationArguments(msgspec.Struct, forbid_unknown_fields=True):
 def answer_options(
     options: GenerateOptions, arguments: Mapping[str, Any], seed: int
 ) -> GenerateOptions:
-    """The options of one answer: method and weights of ours, the rest of the task. UsageError."""
+    """The options of one answer: method and weights are ours, all else comes from the task."""
     given = _converted(arguments, GenerationArguments, "generation")
     draws = bool(given.temperature) if given.do_sample is None else given.do_sample
     length = given.max_gen_toks or given.max_new_tokens or given.max_tokens
@@ -115,14 +115,14 @@ _Kind = TypeVar("_Kind")
 def _converted(arguments: Mapping[str, Any], kind: type[_Kind], what: str) -> _Kind:
     try:
         return convert(dict(arguments), kind)
-    except NotReadable as error:
+    except ParseError as error:
         raise UsageError(f"The {what} arguments: {error}.") from None
 
 
 class ModelArguments(msgspec.Struct, forbid_unknown_fields=True):
-    """What `--model_args` may say.
+    """The arguments of `--model_args`.
 
-    They mean what the flags of `capt-local score` mean. Experts, bases and adapters of several
+    They mean the same as the flags of `capt-local score`. Experts, bases and adapters of several
     pairs are separated as in PATH. Each answer of a run has a seed of its own. batch_size,
     max_batch_size and device are not used: requests run one by one, and llama.cpp is built for one
     kind of device.
@@ -178,7 +178,7 @@ class CaptLocal(LM):
         alpha = None if given.alpha is None else str(given.alpha)
         how = SampleFlags(alpha=alpha, plausibility=given.plausibility, seed=given.seed)
         options = generate_options(bundle, how, method=given.method)
-        # To the last bit the same each time; drafts may change that.
+        # Without drafts, so that results are the same to the last bit.
         self.options = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
         self._screen = Screen.standard()
         if given.device is not None:
@@ -217,8 +217,8 @@ class CaptLocal(LM):
     ) -> list[float]:
         """Log-likelihood of whole texts; see `Runtime.score`.
 
-        A text that is longer than the context goes on afresh where the context is full, in windows
-        of this program and not of the harness, whose windows overlap.
+        A text longer than the context continues in a new window where the context is full; the
+        windows are this program's, not the overlapping ones of the harness.
         """
         found: list[float] = []
         for request in requests:
@@ -279,7 +279,7 @@ class CaptLocal(LM):
 
 
 def _asked(context: str) -> tuple[str | list[Message], bool]:
-    """What is asked, and whether it is raw text."""
+    """The prompt, and whether it is raw text."""
     return (context.messages(), False) if isinstance(context, ChatText) else (context, True)
 
 

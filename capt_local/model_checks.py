@@ -1,9 +1,9 @@
-"""What is checked of model files before they are loaded in this process.
+"""Checks of model files before they are loaded in this process.
 
-Files that no trusted manifest names are loaded in a process of their own first. Trusted are the
-bundle that travels with the package, and bundles that a trusted key has signed. What was looked
-into once, at import too, is remembered as digests are (`bundles.verify`), by device, inode,
-size and times: a place in the user's own store says nothing of who has put a file there.
+Files that no trusted manifest names are first loaded in an isolated process (`llama.probe`).
+Trusted are the bundle in the package, and bundles signed by a trusted key. The results, also those
+of imports, are cached like digests (`bundles.verify`), by device, inode, size and times: that a
+file is in the user's own store does not show who put it there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from capt_local.strict_json import Stamp, stamp_of
 
 Progress = Callable[[str, float], None]
 
-NOT_LOOKED_AT = (
+NOT_PROBED = (
     "--verify never: the model files are loaded as they are, without a first look in a process of "
     "their own."
 )
@@ -39,7 +39,7 @@ def is_trusted(bundle: Bundle) -> bool:
     return bundle.signer is not None or store.is_packaged(bundle)
 
 
-def look_first(
+def probe_untrusted(
     bundle: Bundle,
     models: Mapping[str, ModelFile] | None = None,
     *,
@@ -47,17 +47,17 @@ def look_first(
     stamps: Mapping[Path, Stamp] | None = None,
     progress: Progress | None = None,
 ) -> dict[Path, Stamp]:
-    """Has files that no trusted manifest names loaded elsewhere first.
+    """Probes the files of a bundle that no trusted manifest names, in an isolated process.
 
     Args:
         bundle: that they belong to.
         models: those that are to be loaded, by role; None: all of the bundle.
-        check: `always` looks again at what is known, `never` looks at nothing.
+        check: `always` ignores cached results, `never` probes nothing.
         stamps: of files whose digests were checked, by path.
         progress: called with a role and 0, several times a second; may raise to stop.
 
     Returns:
-        `stamps`, and those of the files that were looked into.
+        `stamps`, and those of the probed files.
 
     Raises:
         ModelError: a file is missing or damaged, or ended the process that looked at it.
@@ -72,26 +72,26 @@ def look_first(
         files += [one.path for one in model.adapters if one.path not in files]
     for role, (path, *adapters) in each.values():
         waiting = None if progress is None else partial(progress, role, 0.0)
-        _look(path, adapters, check, found, waiting)
+        _probe(path, adapters, check, found, waiting)
     return found
 
 
-def look_at_encoder(
+def probe_encoder(
     path: Path, check: Check = Check.CACHED, stamp: Stamp | None = None
 ) -> Stamp | None:
-    """The same for the encoder of a scorer that no trusted manifest names.
+    """Probes the encoder of a scorer that no trusted manifest names.
 
     Returns:
-        What tells that it is still the file that was looked into; None with `never`.
+        A stamp that identifies the probed file; `stamp` itself with `never`.
     """
     if check is Check.NEVER:
         return stamp
     found = {} if stamp is None else {path: stamp}
-    _look(path, (), check, found, encoder=True)
+    _probe(path, (), check, found, encoder=True)
     return found[path]
 
 
-def _look(
+def _probe(
     path: Path,
     adapters: Sequence[Path],
     check: Check,
@@ -100,11 +100,11 @@ def _look(
     *,
     encoder: bool = False,
 ) -> None:
-    """Looks into a model and adapters on it, unless they are known; completes the stamps."""
+    """Probes a model and adapters on it, unless the result is cached; completes `stamps`."""
     for one in (path, *adapters):
         with readable(one):
             stamps.setdefault(one, stamp_of(os.stat(one)))
-    # What is remembered of a model, and of adapters on that model, with this llama.cpp.
+    # Cache keys of the model, and of each adapter on that model, for this version of llama.cpp.
     marks = {
         one: hashlib.sha256(
             repr((BINDING_VERSION, (stamps[path], stamps[one]))).encode()
@@ -116,7 +116,7 @@ def _look(
         known.find(one, stamps[one], _ABOUT) == mark for one, mark in marks.items()
     ):
         return
-    for one, digest in probe.look(path, adapters, waiting, stamps, encoder).items():
+    for one, digest in probe.probe_files(path, adapters, waiting, stamps, encoder).items():
         stamps[one] = stamps[one].with_digest(digest)
     for one, mark in marks.items():
         known.store(one, stamps[one], mark, _ABOUT)
@@ -125,10 +125,10 @@ def _look(
 def check_tokenizers(models: Iterable[ModelFile]) -> None:
     """Compares tokenizers and templates of files with their digests in the manifest, if any.
 
-    Templates that lie beside the file are not looked at; see `bundles.verify`.
+    Templates in files of their own are checked elsewhere; see `bundles.verify`.
 
     Raises:
-        ModelError: one is another, a file cannot be read, or a model with a digest is split.
+        ModelError: a digest differs, a file cannot be read, or a model with a digest is split.
     """
     for model in models:
         template = None if model.template_file else model.template_sha256

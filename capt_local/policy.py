@@ -24,7 +24,7 @@ def signed(bundle: Bundle) -> Bundle:
     Raises:
         ModelError: the signature is damaged, or does not fit the manifest.
     """
-    if not bundle.may_be_signed:
+    if not bundle.has_signature_file:
         return bundle
     from capt_local.bundles.sign import signer_of
 
@@ -39,14 +39,14 @@ def signed(bundle: Bundle) -> Bundle:
 
 
 def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
-    """The same, where the site lets the bundle be used.
+    """The bundle with its signer, if the site allows its use.
 
     Where unsigned bundles are forbidden, one of the site's own keys has to have signed it: a key
     that a user trusts would lift the limit. The demo that came with the program needs no signature.
 
     Args:
         bundle: read from its manifest, or made of files that were given by their paths.
-        check: how its digests will be checked; a signature of digests that nobody reads is none.
+        check: how its digests will be checked; without a check, its signature proves nothing.
 
     Raises:
         UsageError: the site forbids it.
@@ -69,7 +69,7 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
             limits.refuse(Feature.UNSIGNED, "A bundle that no key of the site has signed")
         bundle = dataclasses.replace(bundle, signer=signer)
     # The cache of digests is a file of the user, who could write another one.
-    return dataclasses.replace(bundle, read_digests=True)
+    return dataclasses.replace(bundle, always_hash=True)
 
 
 def signer_text(bundle: Bundle) -> str:
@@ -78,7 +78,7 @@ def signer_text(bundle: Bundle) -> str:
         return str(bundle.signer)
     if is_packaged(bundle):
         return "nobody; it came with the program"
-    return "nobody trusted here" if bundle.may_be_signed else "nobody: it is unsigned"
+    return "nobody trusted here" if bundle.has_signature_file else "nobody: it is unsigned"
 
 
 def trusted(*, by_the_site: bool = False) -> Mapping[str, TrustedKey]:

@@ -33,7 +33,7 @@ def provenance(
         options: of the answer.
         load: how the models were loaded.
         date: what the chat templates took for today; None: the day of the answer.
-        text: of the answer, if there is one: its digest is told, in the form in which JSON has it.
+        text: of the answer, if there is one; only its digest is included, over the text as in JSON.
     """
     from capt_local.llama.library import library
 
@@ -92,7 +92,7 @@ def platform_name() -> str:
 
 
 def about_bundle(bundle: Bundle) -> dict[str, Any]:
-    """Which bundle, and who vouches for it."""
+    """Identity and signer of a bundle."""
     return {
         "id": bundle.id,
         "version": bundle.version,
@@ -117,7 +117,7 @@ def _file(runtime: Runtime, file: AttachedFile, **more: Any) -> dict[str, Any]:
         how = runtime.verification.how.get(file.path)
         verified = how.value if how else "not checked"
     # Waits for the digest of a file that no manifest names; None if it changed meanwhile.
-    sha256 = runtime.late_digests.of(file)
+    sha256 = runtime.background_digests.of(file)
     return {"file": file.path.name, "sha256": sha256, **more, "verified": verified}
 
 

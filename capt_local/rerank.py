@@ -1,15 +1,15 @@
-"""Several answers to one prompt, drawn side by side, and which of them is the best.
+"""Best of n: several answers to one prompt, sampled in one batch, and their ranking.
 
-The prompt is read once; each candidate is an answer of its own seed, in one batch with the others.
-They are ranked by a scorer where there is one; answers of a given form by the majority; else by
-the mean log-probability that the combination gave to their tokens. Where answers must have a
-source, those of which it lacks least come first.
+The prompt is decoded once; each candidate has its own seed and shares batches with the others.
+They are ranked by a scorer if there is one; structured answers by majority; else by the mean
+log-probability of their tokens under the combination. If answers must be supported by a source,
+those with the fewest unsupported facts come first.
 
-A scorer says how probable it is that an answer is right: an encoder of BERT's size (GGUF) reads
-"Q: question A: answer", and a head of two labels (wrong, right) on its pooled vector says which it
-is, as in MedAdapter (Shi et al. 2024). The head is a safetensors file beside the encoder: `weight`
-(2, width) and `bias` (2,), with the digest of the encoder that it was trained with and that of the
-target's tokenizer in its metadata.
+A scorer estimates the probability that an answer is right: an encoder of BERT's size (GGUF) reads
+"Q: question A: answer", and a linear classification head (labels wrong, right) on its pooled vector
+gives the logits, as in MedAdapter (Shi et al. 2024). The head is a safetensors file beside the
+encoder: `weight` (2, width) and `bias` (2,); its metadata has the digests of the encoder that it
+was trained with and of the target's tokenizer.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from capt_local.errors import Cancelled, ModelError, UsageError
 from capt_local.llama.gguf_header import file_digests
 from capt_local.llama.library import Closing
 from capt_local.llama.model import Encoder
-from capt_local.model_checks import is_trusted, look_at_encoder
+from capt_local.model_checks import is_trusted, probe_encoder
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
 from capt_local.strict_json import Stamp
 
 Unsupported = Callable[[str], tuple[int, int]]
-"""How many facts of an answer, and how many of its statements, a source lacks."""
-MOST = 64
+"""From an answer to the numbers of its facts and statements that a source does not support."""
+MAX_CANDIDATES = 64
 """Candidates at most; each takes a KV cache of its own in every model."""
 
 
 class RankedBy(StrEnum):
-    """What candidates are ranked by."""
+    """The criterion of the ranking."""
 
     SCORER = "scorer"
     MAJORITY = "majority"
@@ -57,19 +57,19 @@ class RankedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One answer of several, which has ended."""
+    """One of several finished answers."""
 
     seed: int
     generation: Generation
     steps: tuple[Step, ...]
-    score: float  # by the scorer, the share of those that say the same, or mean_logp
+    score: float  # the scorer's, the share of equal answers (majority), or mean_logp
     mean_logp: float  # of its tokens, in nats
-    unsupported: tuple[int, int] | None = None  # facts and statements; None: not looked for
+    unsupported: tuple[int, int] | None = None  # facts and statements; None: not checked
 
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
-    """Candidates, the best first; of equals the one with the smaller seed."""
+    """Candidates, the best first (ties: the smaller seed first)."""
 
     candidates: tuple[Candidate, ...]
     ranked_by: RankedBy
@@ -95,13 +95,13 @@ class BestOf:
 
 
 def check_best_of(n: int, options: GenerateOptions) -> None:
-    """Refuses what cannot be drawn.
+    """Checks the number of candidates and the temperature.
 
     Raises:
-        UsageError: n is not 1 to MOST, or all candidates would be the same.
+        UsageError: n is not 1 to MAX_CANDIDATES, or all candidates would be the same.
     """
-    if not 1 <= n <= MOST:
-        raise UsageError(f"--best-of takes 1 to {MOST} candidates.")
+    if not 1 <= n <= MAX_CANDIDATES:
+        raise UsageError(f"--best-of takes 1 to {MAX_CANDIDATES} candidates.")
     if n > 1 and not options.sample.temperature:
         raise UsageError(
             "Candidates at temperature 0 are all the same: give --temp, such as --temp 1."
@@ -120,17 +120,17 @@ def best_of(
     question: str | None = None,
     unsupported: Unsupported | None = None,
 ) -> BestOf:
-    """Draws n answers with the seeds `options.sample.seed`, + 1, ..., and ranks them.
+    """Samples n answers with the seeds `options.sample.seed`, + 1, ..., and ranks them.
 
-    The scorer reads `question`, or else the user's last turn. With `unsupported`, those with
-    the fewest facts without a source come first, of them those with the fewest such statements, and
-    the score decides between equals; answers that are empty or incomplete in form are last. For
-    `prompt`, `raw` and `cancel` see `Runtime.generate`.
+    The scorer reads `question`, or else the user's last turn. With `unsupported`, answers with the
+    fewest unsupported facts come first, then those with the fewest unsupported statements, then by
+    score; empty answers and incomplete structured answers are last. For `prompt`, `raw` and
+    `cancel` see `Runtime.generate`.
 
     Raises:
         UsageError: see `check_best_of`.
-        Cancelled: `cancel` said so.
-        CaptError: what ended a candidate before its time.
+        Cancelled: `cancel` returned true.
+        CaptError: the error of a candidate.
     """
     check_best_of(n, options)
     requests = candidate_requests(prompt, options, n, raw=raw)
@@ -177,13 +177,13 @@ def ranked(
     ]
     texts = [generation.text for _, generation, _ in made]
     if scorer is not None:
-        by, scores = RankedBy.SCORER, scorer.scores(question or asked_of(prompt), texts)
+        by, scores = RankedBy.SCORER, scorer.scores(question or last_user_turn(prompt), texts)
     elif options.structure is not None:
-        by, scores = RankedBy.MAJORITY, shares([_meaning(text) for text in texts])
+        by, scores = RankedBy.MAJORITY, shares([_without_layout(text) for text in texts])
     else:
         by, scores = RankedBy.MEAN_LOGP, means
     lacks = [unsupported(text) if unsupported else None for text in texts]
-    # An answer that says nothing, or breaks off inside its form, lacks no source.
+    # An empty or incomplete answer would have no unsupported facts.
     broken = [
         unsupported is not None and (not each.text.strip() or each.structured is False)
         for _, each, _ in made
@@ -200,29 +200,29 @@ def ranked(
     return BestOf(tuple(candidates[place] for place in order), by, notices)
 
 
-def asked_of(prompt: str | Sequence[Message]) -> str:
-    """What a scorer reads as the question: the user's last turn."""
+def last_user_turn(prompt: str | Sequence[Message]) -> str:
+    """The question for the scorer: the user's last turn."""
     if isinstance(prompt, str):
         return prompt
     return next((turn.content for turn in reversed(prompt) if turn.role == "user"), "")
 
 
-def shares(said: Sequence[str | None]) -> list[float]:
-    """The share of answers that say the same as each; of None, which says nothing, 0."""
-    counts = Counter(one for one in said if one is not None)
-    return [counts[one] / len(said) if one is not None else 0.0 for one in said]
+def shares(answers: Sequence[str | None]) -> list[float]:
+    """For each answer the share of equal answers; 0 for None."""
+    counts = Counter(one for one in answers if one is not None)
+    return [counts[one] / len(answers) if one is not None else 0.0 for one in answers]
 
 
 def draw_choices(logps: Sequence[float], n: int, temperature: float, seed: int) -> list[int]:
-    """Places of n choices, drawn by their likelihoods (nats): answers that can be nothing else."""
+    """Indices of n choices sampled by their log-likelihoods (nats), for multiple choice."""
     scaled = np.asarray(logps) / temperature
     weights = np.exp(scaled - scaled.max())
     rng = np.random.default_rng(seed)
     return [int(place) for place in rng.choice(len(weights), n, p=weights / weights.sum())]
 
 
-def _meaning(text: str) -> str:
-    """A structured answer without its layout: two of the same meaning are one."""
+def _without_layout(text: str) -> str:
+    """A structured answer in canonical form, so that layout and key order do not matter."""
     try:
         return json.dumps(json.loads(text), sort_keys=True)
     except ValueError:
@@ -237,7 +237,7 @@ _LARGEST_HEAD = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class ScorerFiles:
-    """Where a scorer lies: a GGUF file, and its stamp if it was checked; a safetensors file."""
+    """The files of a scorer: encoder (GGUF), head (safetensors); the checked encoder's stamp."""
 
     encoder: Path
     head: Path
@@ -261,10 +261,10 @@ class ScorerFiles:
 def open_scorer(
     which: str | None, bundle: Bundle, check: Check = Check.CACHED, threads: int | None = None
 ) -> Scorer | None:
-    """The scorer that a user names, checked as models are; None where nobody names one.
+    """Opens the scorer that the user names, after the same checks as models; None for None.
 
-    `which` is "scorer", the bundle's own, or the path of an encoder or of a folder. One thread is
-    enough for an encoder of this size.
+    `which`: "scorer" for that of the bundle, or the path of an encoder or of a folder with both
+    files. One thread is enough for an encoder of this size.
 
     Raises:
         UsageError: the site forbids files without a manifest.
@@ -284,7 +284,7 @@ def open_scorer(
         read_site().limits.refuse(Feature.UNSIGNED, "A scorer that is given by its path")
         files, trusted = ScorerFiles.at(Path(which)), False
     if not trusted:
-        files = replace(files, stamp=look_at_encoder(files.encoder, check))
+        files = replace(files, stamp=probe_encoder(files.encoder, check))
     tokenizer = file_digests(bundle.models["target"].path).tokenizer
     return Scorer(files, tokenizer, threads or 1)
 
@@ -293,11 +293,11 @@ class Scorer(Closing):
     """A loaded scorer.
 
     `target_tokenizer` is the digest of the tokenizer of the target whose answers are scored; None
-    is not compared. `digest` is the SHA-256 of encoder and head, `notices` what the user should
-    know.
+    skips the comparison. `digest` is the SHA-256 of encoder and head, `notices` are messages for
+    the user.
 
     Raises:
-        ModelError: a file is missing, damaged or no part of a scorer, the head is of another
+        ModelError: a file is missing, damaged or not part of a scorer, the head belongs to another
             encoder, or the scorer was trained on answers of another target.
     """
 
@@ -330,7 +330,7 @@ class Scorer(Closing):
         self._limit = min(self._encoder.limit, most) - 2  # [CLS] and [SEP]
 
     def scores(self, question: str, answers: Sequence[str]) -> list[float]:
-        """The probability that each answer is right; the same text is read once."""
+        """The probability that each answer is right; equal answers are scored once."""
         known = {answer: self._score(question, answer) for answer in dict.fromkeys(answers)}
         return [known[answer] for answer in answers]
 
@@ -349,7 +349,7 @@ class Scorer(Closing):
                 self.notices.append(f"{notice}.")
             own, behind = own[len(own) - max(left, 0) :], behind[: self._limit - len(before)]
         logits = self._weight @ encoder.vector([*before, *own, *behind]) + self._bias
-        return 0.5 + 0.5 * math.tanh(0.5 * float(logits[1] - logits[0]))  # of any size
+        return 0.5 + 0.5 * math.tanh(0.5 * float(logits[1] - logits[0]))  # sigmoid, no overflow
 
     def close(self) -> None:
         self._encoder.close()

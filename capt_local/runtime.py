@@ -1,4 +1,4 @@
-"""The public face: open a bundle, ask, read the answer step by step.
+"""The Python API: open a bundle, ask, read the answer step by step.
 
 with Runtime.open("demo") as runtime:
     for step in runtime.generate("What are the signs of asthma?", max_tokens=200):
@@ -16,30 +16,35 @@ from typing import Any, Self
 from capt_local.bundles import store
 from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.manifest import roles as roles_of
-from capt_local.bundles.verify import Check, LateDigests, Verification, verify
+from capt_local.bundles.verify import BackgroundDigests, Check, Verification, verify
 from capt_local.config import read_site
 from capt_local.decoding.batching import BatchScheduler, Request, RequestResult
-from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, first_pair_notice, read_by
+from capt_local.decoding.ensemble import (
+    Ensemble,
+    EnsembleBuilder,
+    first_pair_notice,
+    prompt_for_role,
+)
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method, with_arguments
 from capt_local.decoding.prompt_weights import Memory
 from capt_local.decoding.proxy import LogitsCache
 from capt_local.decoding.scoring import (
-    Answers,
     AnswerScore,
-    Choosing,
-    Chosen,
+    AnswerScorer,
+    ChoiceCriterion,
+    ChoiceScores,
     TextScore,
     as_utf8,
-    opening,
+    empty_prompts,
     score_text,
 )
 from capt_local.errors import UsageError
-from capt_local.llama.batched import MOST_LANES, Lanes, open_lanes
+from capt_local.llama.batched import MAX_SEQUENCES, BatchedContext, open_batched
 from capt_local.llama.load_models import open_models, vocabulary_notices
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
-from capt_local.model_checks import NOT_LOOKED_AT, check_tokenizers, is_trusted, look_first
+from capt_local.model_checks import NOT_PROBED, check_tokenizers, is_trusted, probe_untrusted
 from capt_local.policy import permitted
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.messages import Message, Prompt, refuse_nul
@@ -47,11 +52,11 @@ from capt_local.tokenization import TextTokenizer, common_length
 
 Progress = Callable[[str, float], None]
 Cancel = Callable[[], bool]
-Asked = str | Sequence[Message | Mapping[str, str]]
+PromptInput = str | Sequence[Message | Mapping[str, str]]
 Files = str | Path | Sequence[str | Path]
 
 _CLOSED = "This runtime has been closed."
-_ANOTHER = (
+_SUPERSEDED = (
     "Another text was begun with the same models before this answer had ended, so it cannot go on. "
     "Read an answer to its end first, or use generate_many."
 )
@@ -63,16 +68,16 @@ class Runtime:
     Every method raises UsageError once the runtime has been closed.
 
     Attributes:
-        bundle: what was opened.
+        bundle: the opened bundle.
         models: the loaded models by role.
-        notices: what the user should know about the bundle.
-        verification: what is known of the digests of its files.
-        late_digests: of files that no manifest names.
-        template: the source of the chat template that was given; None: the models' own.
+        notices: messages for the user about the bundle.
+        verification: the result of checking the digests of its files.
+        background_digests: digests of files without one in a manifest.
+        template: the source of the user's chat template; None: the models' own templates.
     """
 
     verification = Verification()
-    late_digests = LateDigests(())
+    background_digests = BackgroundDigests(())
 
     def __init__(
         self,
@@ -108,9 +113,9 @@ class Runtime:
             self._caches, self._tokenizers, lambda role: missing.format(bundle.id, role)
         )
         self._open = True
-        self._lanes: dict[str, Lanes] = {}
-        self._lane_count = 0
-        self._decoded_in_lanes: dict[str, int] = {}
+        self._batched: dict[str, BatchedContext] = {}
+        self._slot_count = 0
+        self._decoded_in_slots: dict[str, int] = {}
         self._many: ManyResults | None = None
 
     @classmethod
@@ -130,27 +135,27 @@ class Runtime:
     ) -> Runtime:
         """Loads a bundle, or model files.
 
-        The rules of the site (signed bundles, largest weights) and the folders with bundles that
-        environment and files name hold here too; settings of options are the command line's.
+        Site rules (signed bundles, largest weights) and bundle folders from environment and
+        configuration files apply here too; defaults of options apply to the command line only.
 
         Args:
-            bundle: an id ("demo" travels with the package), a path, or a bundle; "demo" where
-                nothing is named.
-            target: the file of a model, instead of a bundle.
-            expert: the file of the expert beside it, or one for each pair.
+            bundle: an id ("demo" comes with the package), a path, or a `Bundle`; "demo" if nothing
+                is named.
+            target: the target's GGUF file, instead of a bundle.
+            expert: the expert's file, or one for each pair.
             base: the file of its base, or one for each pair.
-            load: how the models are loaded; a context given here wins.
-            progress: called with a role and the share of its file that is checked, then loaded.
+            load: how the models are loaded; its context size overrides the bundle's.
+            progress: called with a role and the fraction of its file checked, then loaded.
             check: how the digests are checked first; True is `cached`, False `never`.
-            date: what the templates take for today; None: today.
-            roles: which models are needed; None: all.
+            date: the date that chat templates see; None: today.
+            roles: the models to load; None: all.
             template: the source of a chat template for the target, and for models that have none;
                 see `prompting.template.given_template`.
 
         Raises:
             ModelError: a file is missing, broken or not the one that the manifest names.
             MemoryShortage: the models do not fit.
-            UsageError: the bundle has no model for a role, bundle and files are named, or the site
+            UsageError: the bundle lacks a role, both a bundle and files are given, or the site
                 forbids these models.
         """
         if isinstance(check, bool):
@@ -165,12 +170,14 @@ class Runtime:
         if load.context is None and found.context is not None:
             load = dataclasses.replace(load, context=found.context)
         checked = verify(dataclasses.replace(found, models=files), progress, check)
-        stamps = look_first(found, files, check=check, stamps=checked.stamps, progress=progress)
+        stamps = probe_untrusted(
+            found, files, check=check, stamps=checked.stamps, progress=progress
+        )
         check_tokenizers(files.values())
         paths = {role: file.path for role, file in files.items()}
-        # Files without a digest in a manifest: it is computed while they load, for provenance.
+        # Digests of files without one in a manifest are computed during loading, for provenance.
         adapters = (one for each in found.adapters.values() for one in each)
-        late = LateDigests((*files.values(), *adapters), stamps)
+        late = BackgroundDigests((*files.values(), *adapters), stamps)
         models = open_models(paths, load, progress, found.adapters, stamps)
         try:
             runtime = cls(found, models, date, template)
@@ -178,49 +185,49 @@ class Runtime:
             for model in models.values():
                 model.close()
             raise
-        runtime.verification, runtime.late_digests = checked, late
+        runtime.verification, runtime.background_digests = checked, late
         if check is Check.NEVER and not is_trusted(found):
-            runtime.notices.append(NOT_LOOKED_AT)
+            runtime.notices.append(NOT_PROBED)
         return runtime
 
     def generate(
         self,
-        prompt: Asked,
+        prompt: PromptInput,
         options: GenerateOptions | None = None,
         *,
         raw: bool = False,
         cancel: Cancel | None = None,
         **arguments: Any,
     ) -> Generation:
-        """Answers. The answer is made while its steps are read.
+        """Generates an answer, token by token as its steps are consumed.
 
         runtime.generate("What is asthma?", temperature=0, max_tokens=200, alpha=0.5)
 
         Args:
             prompt: one question, or a conversation that ends with the user's turn: messages, or
                 dictionaries with "role" and "content" as in OpenAI's interface.
-            options: how.
-            raw: goes on with the text as it is, without a template.
+            options: of the answer; None: the defaults.
+            raw: continue the text as it is, without a chat template.
             cancel: called during long computations and between steps; true ends the answer as
                 interrupted.
-            arguments: single options by their names, which win over `options`: temperature, top_k,
+            arguments: single options by name, which override `options`: temperature, top_k,
                 top_p, min_p, repeat_penalty, repeat_window, seed, max_tokens, stop, alpha, weights,
                 plausibility, method, speed, top, structure, expert_in_thoughts,
                 adapter_scales ({"expert": [1.0, 0.5]}).
 
-        An answer before this one that has not ended does not go on: reading it raises UsageError.
+        An earlier unfinished answer of this runtime ends: its next step raises UsageError.
 
         Raises:
-            UsageError: the prompt is empty, an argument is of the wrong type or not known, or the
-                method needs models that are not there.
+            UsageError: the prompt is empty, an argument is unknown or has the wrong type, or the
+                method needs models that are not loaded.
             ContextOverflow: the prompt does not fit; nothing was computed.
         """
         options = with_arguments(options, arguments)
-        asked = _messages(prompt)
+        messages = _messages(prompt)
         ensemble = self._begin(options, cancel)
         self._current = Generation(
             ensemble,
-            self._prompts(ensemble, asked, options.method, raw=raw),
+            self._prompts(ensemble, messages, options.method, raw=raw),
             options,
             cancel,
             self._memory,
@@ -237,41 +244,40 @@ class Runtime:
         cancel: Cancel | None = None,
         reuse: bool = False,
     ) -> Iterator[RequestResult]:
-        """Answers many requests, several at once. A new call ends the one before it.
+        """Answers many requests, several at once. A new call ends an earlier one.
 
-        Every request is answered as by `generate`: with its own options, seed and weights. In
-        another batch the last bits of logits may differ, and with them, rarely, a token
-        (docs/speed.md). What else runs at the same time, and in which order requests come, makes no
-        difference.
+        Every request is answered as by `generate`: with its own options, seed and weights. Batched
+        decoding may change the last bits of logits, and so, rarely, a token (docs/speed.md). The
+        result does not depend on the other requests, nor on their order.
 
         Args:
-            requests: taken one by one, when there is room. None: there is none for now, and those
-                that run go on for a step; where none runs, the iterator may wait for one.
-            parallel: requests at once.
-            cancel: called between steps and while prompts are computed; true ends what is running
-                as interrupted, and takes nothing more.
-            reuse: a prompt that begins as another one, earlier or running, is not read again up to
-                where they differ. The last bits then depend on what was read before.
+            requests: consumed one by one, as slots become free. None means that no request is
+                available yet: running ones continue; while none runs, the iterator may block.
+            parallel: number of requests at once.
+            cancel: called between steps and while prompts are decoded; true ends running answers
+                as interrupted, and takes no more requests.
+            reuse: whether a prompt reuses the KV cache of a prefix that it shares with an earlier
+                or running request. The last bits of logits then depend on that request.
 
         Yields:
-            The answers as they end. The error of one request leaves the others as they are.
+            The answers as they end. The error of one request does not affect the others.
 
         Raises:
-            UsageError: `parallel` is not 1 to 256; while reading: another call has begun.
-            MemoryShortage: so many at once do not fit; says how many would.
+            UsageError: `parallel` is not 1 to 256; while iterating: another call has begun.
+            MemoryShortage: so many at once do not fit; the message says how many would.
         """
         self._check_open()
         if isinstance(parallel, bool) or not isinstance(parallel, int):
             raise UsageError("parallel has to be a whole number.")
-        if not 1 <= parallel <= MOST_LANES:
-            raise UsageError(f"{parallel} requests at once are not 1 to {MOST_LANES}.")
-        self._supersede_many(_ANOTHER)
-        if parallel != self._lane_count:
-            self._close_lanes()
-            self._lanes = open_lanes(self.models, parallel)
-            self._lane_count = parallel
+        if not 1 <= parallel <= MAX_SEQUENCES:
+            raise UsageError(f"{parallel} requests at once are not 1 to {MAX_SEQUENCES}.")
+        self._supersede_many(_SUPERSEDED)
+        if parallel != self._slot_count:
+            self._close_slots()
+            self._batched = open_batched(self.models, parallel)
+            self._slot_count = parallel
         scheduler = BatchScheduler(
-            self._lanes, parallel, self._builder, self._prompt, cancel, reuse=reuse
+            self._batched, parallel, self._builder, self._prompt, cancel, reuse=reuse
         )
         self._many = ManyResults(scheduler.answers(requests))
         return self._many
@@ -285,11 +291,11 @@ class Runtime:
     ) -> TextScore:
         """Log-likelihood of a text (UTF-8) from its beginning.
 
-        Without a fixed alpha, its weights follow the text: each token is predicted with the
-        weights that the text before it gives.
+        Without a fixed alpha, the mixture weights are updated along the text: each token is
+        predicted with the weights given by the text before it.
 
         Raises:
-            Cancelled: `cancel`, which is called at every token, said so.
+            Cancelled: `cancel`, which is called at every token, returned true.
         """
         self._check_open()
         refuse_nul(text, "The text")
@@ -298,7 +304,7 @@ class Runtime:
 
     def score_answer(
         self,
-        prompt: Asked,
+        prompt: PromptInput,
         continuation: bytes,
         options: GenerateOptions | None = None,
         *,
@@ -306,9 +312,9 @@ class Runtime:
         cancel: Cancel | None = None,
         end: bool = False,
     ) -> AnswerScore:
-        """Log-likelihood of a given answer after a prompt; see `Answers.scores`.
+        """Log-likelihood of a given answer after a prompt; see `AnswerScorer.scores`.
 
-        A raw prompt may be empty: the answer is then a text of its own.
+        A raw prompt may be empty: the answer is then scored as a text from its beginning.
         """
         (score,) = self.score_answers(
             prompt, (continuation,), options, raw=raw, cancel=cancel, end=end
@@ -317,7 +323,7 @@ class Runtime:
 
     def score_answers(
         self,
-        prompt: Asked,
+        prompt: PromptInput,
         continuations: Sequence[bytes],
         options: GenerateOptions | None = None,
         *,
@@ -325,7 +331,7 @@ class Runtime:
         cancel: Cancel | None = None,
         end: bool = False,
     ) -> tuple[AnswerScore, ...]:
-        """As `score_answer` for several answers; what they share is computed once."""
+        """As `score_answer` for several answers; common prefixes are decoded once."""
         self._check_open()
         for continuation in continuations:
             refuse_nul(continuation, "An answer")
@@ -333,54 +339,54 @@ class Runtime:
 
     def choose(
         self,
-        prompt: Asked,
+        prompt: PromptInput,
         choices: Sequence[str],
         options: GenerateOptions | None = None,
         *,
         raw: bool = False,
         cancel: Cancel | None = None,
-        how: Choosing = Choosing.LIKELIHOOD,
-    ) -> Chosen:
-        """Chooses one of several answers to a prompt; see `Answers.choose`."""
+        how: ChoiceCriterion = ChoiceCriterion.LIKELIHOOD,
+    ) -> ChoiceScores:
+        """Chooses one of several answers to a prompt; see `AnswerScorer.choose`."""
         self._check_open()
         for choice in choices:
             refuse_nul(choice, "A choice")
         answers = self._answers(prompt, options, cancel, raw=raw)
         return answers.choose([as_utf8(choice) for choice in choices], how)
 
-    def count(self, prompt: Asked) -> dict[str, tuple[int, int]]:
-        """Tokens that a prompt takes in each loaded model, and those that fit, by role."""
+    def count(self, prompt: PromptInput) -> dict[str, tuple[int, int]]:
+        """Tokens of a prompt, and context size, in each loaded model, by role."""
         self._check_open()
-        asked = _messages(prompt)
+        messages = _messages(prompt)
         return {
-            role: (len(self._prompt(role, asked, False).tokens), model.context_limit)
+            role: (len(self._prompt(role, messages, False).tokens), model.context_limit)
             for role, model in self.models.items()
         }
 
-    def keep(self, prompt: Asked) -> dict[str, int]:
-        """Takes out of the KV caches what is not the beginning of a prompt; decodes nothing.
+    def keep(self, prompt: PromptInput) -> dict[str, int]:
+        """Rewinds the KV caches to their common prefix with a prompt; decodes nothing.
 
-        Returns the tokens that the prompt takes in each loaded model, by role.
+        Returns the number of tokens of the prompt in each loaded model, by role.
         """
         self._check_open()
         self._supersede_current()
         counts: dict[str, int] = {}
-        asked = _messages(prompt)
+        messages = _messages(prompt)
         for role, cache in self._caches.items():
-            tokens = list(self._prompt(role, asked, False).tokens)
+            tokens = list(self._prompt(role, messages, False).tokens)
             if cache.model.can_rewind:
                 cache.rewind(common_length(cache.tokens, tokens))
             counts[role] = len(tokens)
         return counts
 
     def forget(self) -> None:
-        """Empties the KV caches and all else that holds earlier texts."""
+        """Clears the KV caches and everything else that holds earlier texts."""
         self._check_open()
         self._supersede_current()
-        self._supersede_many(_ANOTHER)
-        for lanes in self._lanes.values():
-            for lane in lanes.slots:
-                lane.rewind(0)
+        self._supersede_many(_SUPERSEDED)
+        for batched in self._batched.values():
+            for slot in batched.slots:
+                slot.rewind(0)
         self._memory.clear()
         for cache in self._caches.values():
             cache.clear()
@@ -391,19 +397,19 @@ class Runtime:
         """Tokens that each model has decoded so far, by role."""
         return {
             role: cache.decoded
-            + self._decoded_in_lanes.get(role, 0)
-            + (self._lanes[role].decoded if role in self._lanes else 0)
+            + self._decoded_in_slots.get(role, 0)
+            + (self._batched[role].decoded if role in self._batched else 0)
             for role, cache in self._caches.items()
         }
 
     def close(self) -> None:
-        """Frees the models. Answers that have not ended cannot be read on."""
+        """Frees the models. Unfinished answers cannot be continued."""
         if not self._open:
             return
         self._supersede_current(_CLOSED)
         self._supersede_many(_CLOSED)
         self._open = False
-        self._close_lanes()
+        self._close_slots()
         for model in self.models.values():
             model.close()
 
@@ -416,7 +422,7 @@ class Runtime:
     def _begin(
         self, options: GenerateOptions, cancel: Cancel | None, *, scoring: bool = False
     ) -> Ensemble:
-        """The models for a new text; what was being made does not go on."""
+        """Builds the ensemble for a new text; ends the current answer."""
         self._check_open()
         combine = options.combine
         read_site().limits.check_weights((*combine.alphas, *combine.powers))
@@ -429,35 +435,42 @@ class Runtime:
         return ensemble
 
     def _answers(
-        self, prompt: Asked, options: GenerateOptions | None, cancel: Cancel | None, *, raw: bool
-    ) -> Answers:
+        self,
+        prompt: PromptInput,
+        options: GenerateOptions | None,
+        cancel: Cancel | None,
+        *,
+        raw: bool,
+    ) -> AnswerScorer:
         options = options or GenerateOptions()
         ensemble = self._begin(options, cancel, scoring=True)
-        asked = _messages(prompt)
-        if raw and not asked:
-            prompts = opening(ensemble.models, self._tokenizers)
+        messages = _messages(prompt)
+        if raw and not messages:
+            prompts = empty_prompts(ensemble.models, self._tokenizers)
         else:
-            prompts = self._prompts(ensemble, asked, options.method, raw=raw)
-        return Answers(ensemble, self._tokenizers, prompts, cancel)
+            prompts = self._prompts(ensemble, messages, options.method, raw=raw)
+        return AnswerScorer(ensemble, self._tokenizers, prompts, cancel)
 
     def _prompts(
-        self, ensemble: Ensemble, asked: str | Sequence[Message], method: Method, *, raw: bool
+        self, ensemble: Ensemble, messages: str | Sequence[Message], method: Method, *, raw: bool
     ) -> dict[str, Prompt]:
         """The prompt of each model, by role."""
         return {
-            each.role: self._prompt(each.role, *read_by(method, each.role, asked, raw=raw))
+            each.role: self._prompt(
+                each.role, *prompt_for_role(method, each.role, messages, raw=raw)
+            )
             for each in ensemble.models
         }
 
-    def _prompt(self, role: str, asked: str | Sequence[Message], raw: bool) -> Prompt:
-        return self._prompt_builders[role].prompt(asked, raw=raw)
+    def _prompt(self, role: str, messages: str | Sequence[Message], raw: bool) -> Prompt:
+        return self._prompt_builders[role].prompt(messages, raw=raw)
 
     def _check_open(self) -> None:
         if not self._open:
             raise UsageError(_CLOSED)
 
-    def _supersede_current(self, reason: str = _ANOTHER) -> None:
-        """The models can follow one text at a time: an answer that has not ended does not go on."""
+    def _supersede_current(self, reason: str = _SUPERSEDED) -> None:
+        """Ends an unfinished answer, since the models can hold one text at a time."""
         if self._current is not None:
             self._current.supersede(reason)
             self._current = None
@@ -467,12 +480,12 @@ class Runtime:
             self._many.supersede(reason)
             self._many = None
 
-    def _close_lanes(self) -> None:
-        for role, lanes in self._lanes.items():
-            self._decoded_in_lanes[role] = self._decoded_in_lanes.get(role, 0) + lanes.decoded
-            lanes.close()
-        self._lanes.clear()
-        self._lane_count = 0
+    def _close_slots(self) -> None:
+        for role, batched in self._batched.items():
+            self._decoded_in_slots[role] = self._decoded_in_slots.get(role, 0) + batched.decoded
+            batched.close()
+        self._batched.clear()
+        self._slot_count = 0
 
 
 class ManyResults(Iterator[RequestResult]):
@@ -493,12 +506,12 @@ class ManyResults(Iterator[RequestResult]):
             raise
 
     def close(self) -> None:
-        """Ends what still runs; its answers are lost."""
+        """Ends the running requests; their answers are lost."""
         self._done = True
         self._results.close()
 
     def supersede(self, reason: str) -> None:
-        """Ends what still runs, for the sake of another call; reading on raises."""
+        """Ends the running requests because of another call; the next result raises UsageError."""
         if not self._done:
             self.close()
             self._superseded = reason
@@ -508,13 +521,13 @@ def _add_turn_ends(
     models: Mapping[str, LlamaModel],
     files: Mapping[str, ModelFile],
     templates: Mapping[str, str | None],
-    given: str | None,
+    template: str | None,
 ) -> None:
-    """Has what the templates write behind answers end them; alike where vocabularies are."""
+    """Adds the templates' turn ends to the end tokens; the same for equal vocabularies."""
     own = {role: model.vocabulary for role, model in models.items()}
     made = {
         role: vocabulary_with_turn_ends(
-            files[role], templates[role], own[role], model.tokenize, given
+            files[role], templates[role], own[role], model.tokenize, template
         )
         for role, model in models.items()
     }
@@ -526,7 +539,7 @@ def _add_turn_ends(
             for token in vocabulary.end_ids.tolist()
         }
         if ends:
-            model.weights.vocabulary = own[role].with_ends(ends)
+            model.weights.vocabulary = own[role].with_end_tokens(ends)
 
 
 def _named(
@@ -535,7 +548,7 @@ def _named(
     expert: Files | None,
     base: Files | None,
 ) -> Bundle:
-    """The bundle that is named, or one of files."""
+    """The named bundle, or a bundle made of files."""
     if target is None and (expert is not None or base is not None):
         raise UsageError("An expert or base needs a target beside it.")
     if target is not None:
@@ -549,8 +562,8 @@ def _named(
     return store.find("demo" if bundle is None else bundle)
 
 
-def _messages(prompt: Asked) -> str | Sequence[Message]:
-    """A prompt with its dictionaries as messages; errors hold nothing of the text."""
+def _messages(prompt: PromptInput) -> str | Sequence[Message]:
+    """Converts dictionaries in a prompt to messages; errors never quote the text."""
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
@@ -558,14 +571,14 @@ def _messages(prompt: Asked) -> str | Sequence[Message]:
     return [_message(one) for one in prompt]
 
 
-def _message(given: object) -> Message:
-    if isinstance(given, Message):
-        return given
-    if not isinstance(given, Mapping):
-        raise UsageError(f"A message of prompt has to be a dictionary, not {_kind(given)}.")
-    if set(given) != {"role", "content"}:
+def _message(value: object) -> Message:
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, Mapping):
+        raise UsageError(f"A message of prompt has to be a dictionary, not {_kind(value)}.")
+    if set(value) != {"role", "content"}:
         raise UsageError('A message of prompt has to have "role" and "content", and nothing else.')
-    role, content = given["role"], given["content"]
+    role, content = value["role"], value["content"]
     if role not in ("system", "user", "assistant"):
         raise UsageError('The "role" of a message has to be "system", "user" or "assistant".')
     if not isinstance(content, str):

@@ -1,7 +1,7 @@
-"""Files of others, read strictly: what is not quite right is refused, with its place.
+"""Strict readers of untrusted files; errors name the position of what is wrong.
 
-JSON in which everything means one thing, bounded in depth and size; structures by `msgspec`. No
-error holds a part of a file or its name: both may be a patient's.
+Unambiguous JSON of limited depth and size; structures by `msgspec`. No error quotes a file or its
+name: both may be a patient's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import msgspec
 from capt_local.errors import UsageError
 
 
-class NotReadable(Exception):
-    """What is wrong with one line or value; the text holds nothing of it."""
+class ParseError(Exception):
+    """A line or value is invalid; the message says why, and quotes nothing of it."""
 
 
 class Problems:
@@ -41,7 +41,7 @@ class Problems:
         self._first: tuple[int | None, str] | None = None
         self._lines: set[int] = set()
 
-    def add(self, line: int, problem: str | NotReadable) -> None:
+    def add(self, line: int, problem: str | ParseError) -> None:
         """Notes that a line is wrong, and why; the first one is raised."""
         if self._first is None:
             self._first = (line, str(problem))
@@ -69,14 +69,14 @@ class Stamp(tuple[int, int, int, int, int]):
     digest is compared too (see `llama.weights.LockedFile`).
 
     Attributes:
-        sha256: of the content that was checked, where somebody has computed it; two stamps are
-            equal whatever it is.
+        sha256: of the content that was checked, if it was computed; it is ignored when stamps
+            are compared.
     """
 
     sha256: str | None = None
 
     def with_digest(self, sha256: str | None) -> Stamp:
-        """The same stamp of a content that was read."""
+        """The same stamp with the digest of the content."""
         found = Stamp(self)
         found.sha256 = sha256
         return found
@@ -116,18 +116,18 @@ def read_bytes(path: Path, what: str, *, largest: int = LARGEST, pipes: bool = F
 
 
 def size_text(count: int) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes as text, in MiB or KiB."""
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
 
 
 def utf8(data: bytes) -> str:
-    """Bytes as text; raises NotReadable with the place of the first that is not UTF-8."""
+    """Bytes as text; raises ParseError with the place of the first that is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         # The error itself holds the bytes.
         other = " (UTF-16?)" if data.startswith((BOM_UTF16_BE, BOM_UTF16_LE)) else ""
-        raise NotReadable(f"not UTF-8 at byte {error.start}{other}") from None
+        raise ParseError(f"not UTF-8 at byte {error.start}{other}") from None
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
@@ -174,12 +174,12 @@ def make_private_folder(folder: Path) -> None:
 _Kind = TypeVar("_Kind")
 DEEPEST = 64  # objects and lists inside each other
 _DIGITS = 1000  # of a whole number; reading takes the square of their count
-# The one way in which JSON can spell half of a character.
+# Lone surrogates can occur in JSON only as such escapes.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Number(float):
-    """A number with a point or an exponent, which as text is what was written: 4.10, 0.00005."""
+    """A float whose text is the literal in the file: 4.10, 0.00005."""
 
     __slots__ = ("_written",)
     _written: str
@@ -194,12 +194,12 @@ class Number(float):
 
 
 def parse_json(data: bytes, *, as_written: bool = False) -> object:
-    """Bytes as JSON: no key twice, no NaN or infinity, no half of a character, not too deep.
+    """Parses JSON; refuses repeated keys, NaN, infinity, lone surrogates and deep nesting.
 
-    With `as_written`, numbers that are not whole are `Number`, for who prints them.
+    With `as_written`, numbers that are not integers are `Number`, which print as in the file.
 
     Raises:
-        NotReadable: they are not.
+        ParseError: it is refused.
     """
     text = utf8(data)
     value = load(text, as_written=as_written)
@@ -209,34 +209,34 @@ def parse_json(data: bytes, *, as_written: bool = False) -> object:
 
 
 def parse_object(data: bytes, *, as_written: bool = False) -> dict[str, object]:
-    """The same for bytes that are to be an object."""
+    """Like `parse_json`, for an object."""
     value = parse_json(data, as_written=as_written)
     if not isinstance(value, dict):
-        raise NotReadable("not a JSON object")
+        raise ParseError("not a JSON object")
     return value
 
 
 def load(text: str, *, as_written: bool = False) -> object:
-    """The same for a text, which may spell halves of characters."""
+    """Like `parse_json` for a text, but without the check for lone surrogates."""
     try:
         value: object = _DECODERS[as_written].decode(text)
     except RecursionError:
-        raise NotReadable("nested too deeply") from None
+        raise ParseError("nested too deeply") from None
     except ValueError:
         # A message of the JSON reader would hold a part of the line.
-        raise NotReadable("not JSON") from None
-    # Fewer brackets than that cannot be deep; to count them is quicker than to walk.
+        raise ParseError("not JSON") from None
+    # With fewer brackets it cannot be too deep; counting them is faster than walking the value.
     if text.count("[") + text.count("{") > DEEPEST:
         outer = [value]
         for _ in range(DEEPEST + 1):
             outer = [inner for each in outer for inner in _inside(each)]
         if outer:
-            raise NotReadable("nested too deeply")
+            raise ParseError("nested too deeply")
     return value
 
 
 def _inside(value: object) -> list[object]:
-    """What stands one level deeper: something in an empty list too, which is a level."""
+    """The values one level deeper; an empty list or object still counts as a level."""
     if isinstance(value, dict):
         return list(value.values()) or [None]
     return (value or [None]) if isinstance(value, list) else []
@@ -246,24 +246,24 @@ def parse_toml(data: bytes, largest: int, what: str) -> dict[str, Any]:
     """TOML without control characters in its texts, which go to terminals and reports.
 
     Raises:
-        NotReadable: it is too large, or no such TOML.
+        ParseError: it is too large, or no such TOML.
     """
     if len(data) > largest:
-        raise NotReadable(f"larger than {largest >> 10} KiB; this is not {what}")
+        raise ParseError(f"larger than {largest >> 10} KiB; this is not {what}")
     import tomllib  # every verb imports this file, and few read TOML
 
     try:
         found = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number without end
         line = f" ({error})" if isinstance(error, tomllib.TOMLDecodeError) else ""
-        raise NotReadable(f"not valid TOML{line}; this is not {what}") from None
+        raise ParseError(f"not valid TOML{line}; this is not {what}") from None
     _refuse_control_characters(found)
     return found
 
 
 def _refuse_control_characters(value: object, place: str = "") -> None:
     if isinstance(value, str) and _CONTROL.search(value):
-        raise NotReadable(f"{place or 'a text'} holds control characters")
+        raise ParseError(f"{place or 'a text'} holds control characters")
     if isinstance(value, dict):
         for key, each in value.items():
             plain = key if _PLAIN_KEY.fullmatch(key) else "a key with odd characters"
@@ -279,12 +279,12 @@ def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def check_characters(value: object) -> None:
-    """Raises NotReadable where a value of JSON holds half of a character."""
+    """Raises ParseError where a value of JSON holds half of a character."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise NotReadable("half of a character (a lone surrogate)") from None
+            raise ParseError("half of a character (a lone surrogate)") from None
     elif isinstance(value, dict):
         for key, item in value.items():
             check_characters(key)
@@ -297,24 +297,24 @@ def check_characters(value: object) -> None:
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise NotReadable("a key stands there twice")
+        raise ParseError("a key stands there twice")
     return found
 
 
 def _constant(_: str) -> NoReturn:
-    raise NotReadable("NaN and infinity are not JSON")
+    raise ParseError("NaN and infinity are not JSON")
 
 
 def _whole(text: str) -> int:
     if len(text) > _DIGITS:
-        raise NotReadable(f"a number has more than {_DIGITS} digits")
+        raise ParseError(f"a number has more than {_DIGITS} digits")
     return int(text)
 
 
 def _finite(text: str, kind: type[float] = float) -> float:
     value = kind(text)
     if value in (float("inf"), float("-inf")):
-        raise NotReadable("a number is too large")
+        raise ParseError("a number is too large")
     return value
 
 
@@ -328,9 +328,9 @@ _DECODERS = tuple(
 
 
 def form(pattern: str, problem: str) -> msgspec.Meta:
-    """A pattern that texts must match whole, for the annotations that `convert` reads.
+    """A pattern that a text must fully match, for the annotations that `convert` reads.
 
-    `problem` is what an error says of one that does not, such as "must be OWNER/NAME".
+    `problem` is the error for a text that does not, such as "must be OWNER/NAME".
     """
     whole = rf"\A(?:{pattern})\Z"
     _FORMS[whole] = problem
@@ -341,24 +341,24 @@ def convert(value: object, kind: type[_Kind], place: str = "") -> _Kind:
     """Parsed JSON or TOML as a `msgspec.Struct`; nothing is coerced.
 
     Raises:
-        NotReadable: the value does not fit. Names the key (behind `place`, that of the value in
+        ParseError: the value does not fit. Names the key (behind `place`, that of the value in
             its file, such as "models.target"), and repeats no value and no odd name.
     """
     try:
         return msgspec.convert(value, kind, builtin_types=(datetime.date,))
     except msgspec.ValidationError as error:
-        raise NotReadable(_reworded(str(error), place)) from None
+        raise ParseError(_reworded(str(error), place)) from None
 
 
 def refuse_unknown(table: Iterable[str], known: Collection[str], place: str = "") -> None:
     """Refuses keys that a table does not have, for dataclasses, of which msgspec ignores them."""
     for key in table:
         if key not in known:
-            raise NotReadable(_reworded(f"Object contains unknown field `{key}`", place))
+            raise ParseError(_reworded(f"Object contains unknown field `{key}`", place))
 
 
 def _reworded(message: str, place: str) -> str:
-    """A message of msgspec in our words: it may hold a name or value of the file."""
+    """Rewords a message of msgspec, which may hold a name or value of the file."""
     problem, _, path = message.partition(" - at `$")
     keys = [place, *re.sub(r"\[[^]]*\]", "", path.rstrip("`")).split(".")]
     if found := re.match(

@@ -1,13 +1,13 @@
-"""A vocabulary as bytes, and text as its tokens.
+"""Vocabularies as bytes, and the tokenization of text.
 
-A token is the bytes it stands for, nothing else: alignment, stopping and display all work on
-bytes, because pieces need not be UTF-8 by themselves and may repeat (`Vocabulary`).
+A token is represented by its bytes alone: alignment, stop strings and display all work on bytes,
+because pieces need not be UTF-8 by themselves and may repeat (`Vocabulary`).
 
-llama.cpp's tokenizer is right for well-behaved text. What it does not do is done by
-`TextTokenizer`: text goes on from earlier text without a second leading space, control and
-user-defined tokens never come out of text, no byte is lost (not those that are not UTF-8, not the
-character that SentencePiece writes for a space), the place where a text may be cut without changing
-its tokens is known, and a long text reaches native code in parts between such places.
+llama.cpp's tokenizer is right for well-behaved text. `TextTokenizer` adds what it lacks: text can
+continue earlier text without a second leading space; text never becomes control or user-defined
+tokens; no byte is lost (neither invalid UTF-8 nor the character that SentencePiece uses for a
+space); it knows where a text can be cut without a change of its tokens, and passes long texts to
+native code in such parts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Rows = npt.NDArray[np.float32]
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens at the front are the same."""
+    """Length of the longest common prefix."""
     size = min(len(first), len(second))
     if first[:size] == second[:size]:
         return size
@@ -61,13 +61,13 @@ class Vocabulary:
     The pieces are kept in one buffer with offsets, so that 152,000 tokens take about 2.5 MB.
 
     Args:
-        pieces: the bytes of each token, as they stand in detokenized text (a leading word mark
-            is a space); empty for tokens without text.
+        pieces: the bytes of each token in detokenized text (SentencePiece's word mark is a space);
+            empty for tokens without text.
         kinds: a `TokenKind` for each token.
         end_ids: every token that ends a generation.
         bos: the token that starts a sequence, if there is one.
-        add_bos: whether the model expects `bos` in front of a text.
-        eos: the token that templates write where a text ends, if there is one.
+        add_bos: whether the model expects `bos` before a text.
+        eos: the token that templates write at the end of a text, if there is one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Vocabulary:
         lengths = np.fromiter((len(piece) for piece in pieces), np.int64, len(pieces))
         self._offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         self._data = b"".join(pieces)
-        self._marks = self._offsets.data  # one number of it is read faster than an array's
+        self._marks = self._offsets.data  # a memoryview: faster to index than an array
         self.kinds: npt.NDArray[np.uint8] = np.asarray(kinds, dtype=np.uint8)
         self.end_ids: IntArray = np.array(sorted(set(end_ids)), dtype=np.int32)
         self.bos = bos
@@ -125,14 +125,14 @@ class Vocabulary:
 
     @cached_property
     def byte_ids(self) -> dict[int, int]:
-        """For each byte value the token that stands for that byte alone, where there is one."""
+        """The token of each single byte, by byte value, if there is one."""
         single = np.flatnonzero(self.is_text & (self.lengths == 1))
-        # A BYTE token is what a tokenizer falls back to, so it wins over a NORMAL one ...
+        # A BYTE token, the tokenizer's fallback, comes last and overrides a NORMAL one.
         order = sorted(single.tolist(), key=lambda token: self.kinds[token] == TokenKind.BYTE)
         return {self.piece(token)[0]: token for token in order}
 
-    def with_ends(self, tokens: Iterable[int]) -> Vocabulary:
-        """The same tokens, of which some more end a generation."""
+    def with_end_tokens(self, tokens: Iterable[int]) -> Vocabulary:
+        """A copy in which the given tokens are end tokens, too."""
         made = copy.copy(self)
         made.end_ids = np.union1d(self.end_ids, np.array([*tokens], np.int32)).astype(np.int32)
         for name in ("is_end", "is_text", "byte_ids"):  # computed from the end tokens
@@ -140,7 +140,7 @@ class Vocabulary:
         return made
 
     def same_as(self, other: Vocabulary) -> bool:
-        """Whether both stand for the same bytes under the same ids, ends included."""
+        """Whether both have the same bytes, kinds and end tokens under the same ids."""
         return (
             self._data == other._data
             and np.array_equal(self._offsets, other._offsets)
@@ -150,13 +150,13 @@ class Vocabulary:
 
 
 class PrefixIndex:
-    """Sorted bytes of the text tokens of a vocabulary: from a prefix to all that begin with it.
+    """The text tokens of a vocabulary sorted by bytes, to find all that begin with a prefix.
 
-    All tokens that begin with a prefix stand next to each other, so a prefix is an interval.
+    These are consecutive, so that a prefix corresponds to an interval.
     152,000 tokens take about 9 MB and a quarter of a second.
 
     Attributes:
-        keys: the bytes of each text token, ascending; repeated pieces stand side by side.
+        keys: the bytes of each text token, ascending; equal pieces are adjacent.
         ids: the token of each key, shape (len(keys),); equal keys in order of id.
     """
 
@@ -167,33 +167,33 @@ class PrefixIndex:
         self.ids: IntArray = np.array(order, dtype=np.int32)
 
     def interval(self, prefix: bytes) -> tuple[int, int]:
-        """The places [low, high) of all keys that begin with `prefix` (equal ones included)."""
+        """The indices [low, high) of all keys that begin with `prefix` (equal ones included)."""
         low = bisect_left(self.keys, prefix)
         stem = prefix.rstrip(b"\xff")
         if not stem:
             return low, len(self.keys)
-        # The first bytes in order that no longer begin with the prefix.
+        # The smallest byte string after all that begin with the prefix.
         behind = stem[:-1] + bytes((stem[-1] + 1,))
         return low, bisect_left(self.keys, behind, lo=low)
 
     def exact(self, piece: bytes) -> tuple[int, int]:
-        """The places [low, high) of all keys that equal `piece`."""
+        """The indices [low, high) of all keys that equal `piece`."""
         low = bisect_left(self.keys, piece)
         return low, bisect_right(self.keys, piece, lo=low)
 
 
 Tokenize = Callable[..., list[int]]
 
-# Control characters that no vocabulary merges with its neighbours: SentencePiece models spell them
-# as one byte token. Text tokenized behind one is not at a beginning, so it gets no leading space.
+# Control characters that vocabularies do not merge with other bytes: SentencePiece models encode
+# them as one byte token. Text after one is not at the start, so it gets no leading space.
 _GUARDS = tuple(bytes((byte,)) for byte in (1, 2, 3, 5, 14, 15))
-# Bytes that go to llama.cpp at once where the text can be cut: no run between cuts is longer.
+# Longest part of a text, in bytes, that is passed to llama.cpp at once, if it can be cut.
 _PART = 4096
 _TEXT_THEN_SPACE = re.compile(rb"(?=(\S) )")
 _RUNS = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
-# An answer is tokenized word by word, and most of its words come again.
+# Cache of short texts: an answer is tokenized word by word, and most words recur.
 _SHORT, _KEPT = 24, 4096
-# What SentencePiece writes for a space; written by people, it is not one.
+# SentencePiece's character for a space; in the text itself it is not a space.
 _SPACE_MARK = "\u2581".encode()
 
 
@@ -212,32 +212,34 @@ class TextTokenizer:
         vocabulary: of the model.
         tokenize: `tokenize(text: bytes, *, special: bool) -> list[int]`, llama.cpp's tokenizer
             without BOS or EOS (see `decoding.proxy.Model.tokenize`).
-        lead: the space that the tokenizer puts in front of a text, or nothing.
+        leading_space: the space that the tokenizer adds to a text (`add_space_prefix`), or b"".
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
         self.vocabulary = vocabulary
         self.tokenize = tokenize
         self._forbidden = self._forbidden_in_text()
-        self.lead: bytes = b" " if self._bytes(tokenize(b"a", special=False)) == b" a" else b""
-        self._uncut = _bytes_before_spaces(vocabulary)
-        self._apart = b"" if self.lead else _whitespace_apart(vocabulary)
-        cuts = b"(?<=[^\\s%b]) " % re.escape(bytes(sorted(self._uncut)))
+        self.leading_space: bytes = (
+            b" " if self._bytes(tokenize(b"a", special=False)) == b" a" else b""
+        )
+        self._no_cut_after = _bytes_before_spaces(vocabulary)
+        self._apart = b"" if self.leading_space else _whitespace_apart(vocabulary)
+        cuts = b"(?<=[^\\s%b]) " % re.escape(bytes(sorted(self._no_cut_after)))
         if self._apart:
             cuts += b"|(?<=[%b])(?=[^%b])" % (self._apart, self._apart)
         self._cuts = re.compile(cuts)
         self._short = functools.lru_cache(_KEPT)(lambda text: self._encode(text, start=False))
 
     def encode(self, text: bytes, *, start: bool) -> list[int]:
-        """Tokens of a text that people or models wrote. Markers in it stay text.
+        """Tokenizes text of a person or a model. Names of control tokens in it stay text.
 
         Args:
-            text: any bytes; what is not UTF-8 becomes byte tokens.
-            start: whether the text begins a sequence or follows a control token; a tokenizer with
-                a leading space (`lead`) puts it there, and `text` of the result is lead + text.
+            text: any bytes; invalid UTF-8 becomes byte tokens.
+            start: whether the text begins a sequence or follows a control token; then the tokens
+                begin with the tokenizer's leading space (`leading_space`), if it has one.
 
         Returns:
-            Tokens whose bytes joined are `text` (after the lead). None is CONTROL, and none is
+            Tokens whose joined bytes are `text` (after the lead). None is CONTROL, and none is
             USER_DEFINED except white space and single characters, which are no markers.
 
         Raises:
@@ -252,7 +254,7 @@ class TextTokenizer:
         return tokens
 
     def encode_known(self, text: bytes, *, start: bool) -> tuple[list[int], bool]:
-        """Tokens of a text without characters that cannot be spelt, and whether that is all."""
+        """As `encode`, but drops characters without tokens; and whether none was dropped."""
         try:
             return self.encode(text, start=start), True
         except UnspellableByte:
@@ -266,7 +268,7 @@ class TextTokenizer:
             return False
 
     def _parts(self, text: bytes) -> Iterator[bytes]:
-        """The text in parts of at most `_PART` bytes, or more where it cannot be cut before."""
+        """Splits a text into parts of at most `_PART` bytes, or more where it cannot be cut."""
         at = 0
         while len(text) - at > _PART:
             cut = at + self.last_cut(text[at : at + _PART])
@@ -286,44 +288,44 @@ class TextTokenizer:
             if valid:
                 tokens += self._encode_valid(part, start=first)
             else:
-                tokens += self.lead_tokens if first else ()
+                tokens += self.leading_space_tokens if first else ()
                 tokens += [self._byte(byte) for byte in part]
         return tokens
 
     def forget(self) -> None:
-        """Keeps nothing of the words that it has met."""
+        """Clears the cache, which holds words of earlier texts."""
         self._short.cache_clear()
 
     @cached_property
-    def lead_tokens(self) -> tuple[int, ...]:
-        """The tokens of the lead alone, as the tokenizer writes them in front of a text."""
-        if not self.lead:
+    def leading_space_tokens(self) -> tuple[int, ...]:
+        """The tokens of the leading space alone."""
+        if not self.leading_space:
             return ()
         tokens = self.tokenize(self._guard, special=False)
-        return tuple(tokens[: self._tokens_of(self.lead, tokens)])
+        return tuple(tokens[: self._tokens_of(self.leading_space, tokens)])
 
     @cached_property
     def _guard(self) -> bytes:
-        """A character behind which the tokenizer writes text as it does inside a text."""
+        """A character after which the tokenizer treats text as the middle of a text."""
         for guard in _GUARDS:
             tokens = self.tokenize(guard + b"a", special=False)
-            if self._bytes(tokens) == self.lead + guard + b"a":
+            if self._bytes(tokens) == self.leading_space + guard + b"a":
                 return guard
         raise ValueError("this tokenizer has no control character that stays apart")
 
     def scaffold(self, text: bytes, *, start: bool) -> list[int]:
-        """Tokens of template text, in which control tokens written out are meant as such."""
+        """Tokenizes template text, in which names of control tokens become these tokens."""
         return self._split(text, start=start, special=True)
 
     def last_cut(self, text: bytes) -> int:
-        """Where `text` can be cut so that the tokens of both sides are those of the whole.
+        """The last offset at which `text` can be cut without changing its tokens; 0: none.
 
-        A space begins a token in every tokenization, if no piece of the vocabulary holds a space
-        behind the byte that is in front of it. White space that stands apart (see
-        `_whitespace_apart`) ends one. 0 when there is no such place.
+        A space always begins a token if no piece of the vocabulary has a space after the byte
+        before it. Whitespace that llama.cpp splits off (see `_whitespace_apart`) always ends a
+        token.
         """
         cut = text.rfind(b" ")
-        while cut > 0 and (text[cut - 1] in self._uncut or text[cut - 1 : cut].isspace()):
+        while cut > 0 and (text[cut - 1] in self._no_cut_after or text[cut - 1 : cut].isspace()):
             cut = text.rfind(b" ", 0, cut)
         body = text.rstrip(self._apart) if self._apart else b""
         return max(cut, 0, *(body.rfind(byte) + 1 for byte in self._apart))
@@ -331,14 +333,14 @@ class TextTokenizer:
     def _split(self, text: bytes, *, start: bool, special: bool) -> list[int]:
         if not text:
             return []
-        if start or not self.lead:
+        if start or not self.leading_space:
             return self.tokenize(text, special=special)
         guard = self._guard
         tokens = self.tokenize(guard + text, special=special)
-        return tokens[self._tokens_of(self.lead + guard, tokens) :]
+        return tokens[self._tokens_of(self.leading_space + guard, tokens) :]
 
     def _tokens_of(self, front: bytes, tokens: list[int]) -> int:
-        """How many tokens spell `front`, which the text of `tokens` begins with."""
+        """The number of leading tokens whose bytes are exactly `front`."""
         seen = b""
         for count, token in enumerate(tokens):
             if seen == front:
@@ -359,7 +361,7 @@ class TextTokenizer:
 
     @cached_property
     def _matched_anywhere(self) -> re.Pattern[bytes]:
-        """What llama.cpp does not take for text even where it should, the longest first."""
+        """Matches text that llama.cpp never tokenizes as plain text, the longest first."""
         user_defined = self.vocabulary.kinds == TokenKind.USER_DEFINED
         found = {
             self.vocabulary.piece(token)
@@ -369,46 +371,46 @@ class TextTokenizer:
         return re.compile(b"|".join(map(re.escape, filter(None, longest_first))))
 
     def _encode_valid(self, text: bytes, *, start: bool) -> list[int]:
-        """Tokens of UTF-8 text; the careful way only where the plain one goes wrong."""
+        """Tokenizes UTF-8 text; character by character only where llama.cpp's tokens are wrong."""
         tokens = self._split(text, start=start, special=False)
-        if self._is(tokens, text, start=start):
+        if self._is_encoding_of(tokens, text, start=start):
             return tokens
         tokens, at = [], 0
         for match in self._matched_anywhere.finditer(text):
             tokens += self._without_markers(text[at : match.start()], start=start and not tokens)
-            tokens += self.lead_tokens if start and not tokens else ()
+            tokens += self.leading_space_tokens if start and not tokens else ()
             tokens += self._spell(match[0])
             at = match.end()
         return tokens + self._without_markers(text[at:], start=start and not tokens)
 
     def _without_markers(self, text: bytes, *, start: bool) -> list[int]:
-        """Tokens of text in which llama.cpp matches no marker, though it may merge one."""
+        """Tokenizes text that holds no marker, though merges may still produce one."""
         tokens = self._split(text, start=start, special=False)
-        if self._is(tokens, text, start=start):
+        if self._is_encoding_of(tokens, text, start=start):
             return tokens
         result: list[int] = []
         for token in tokens:
             result += (
                 self._spell(self.vocabulary.piece(token)) if self._forbidden[token] else [token]
             )
-        if self._is(result, text, start=start):
+        if self._is_encoding_of(result, text, start=start):
             return result
-        return [*(self.lead_tokens if start else ()), *self._spell(text)]
+        return [*(self.leading_space_tokens if start else ()), *self._spell(text)]
 
-    def _is(self, tokens: list[int], text: bytes, *, start: bool) -> bool:
-        """Whether the tokens are allowed in text, and are this text."""
+    def _is_encoding_of(self, tokens: list[int], text: bytes, *, start: bool) -> bool:
+        """Whether the tokens are allowed in text, and their bytes are this text."""
         if not text:
             return not tokens
-        wanted = self.lead + text if start else text
+        wanted = self.leading_space + text if start else text
         return not self._forbidden[tokens].any() and self._bytes(tokens) == wanted
 
     def _spell(self, piece: bytes) -> list[int]:
-        """Tokens of UTF-8 text, one character at a time, so that nothing in it is a marker."""
+        """Tokenizes UTF-8 text character by character, so that no marker can match."""
         tokens: list[int] = []
         for character in piece.decode("utf-8", "replace"):
             text = character.encode()
             single = [] if text == _SPACE_MARK else self._split(text, start=False, special=False)
-            fits = bool(single) and self._is(single, text, start=False)
+            fits = bool(single) and self._is_encoding_of(single, text, start=False)
             tokens += single if fits else [self._byte(byte) for byte in text]
         return tokens
 
@@ -423,10 +425,10 @@ class TextTokenizer:
 
 
 def _whitespace_apart(vocabulary: Vocabulary) -> bytes:
-    """White space that llama.cpp takes out of a text as tokens of their own, before all else.
+    """Whitespace that llama.cpp splits off as USER_DEFINED tokens before any other tokenization.
 
-    In Gemma's vocabulary line ends and tabs are USER_DEFINED, in runs of any length. What stands
-    between them is tokenized piece by piece, in a time that grows with the square of their number.
+    In Gemma's vocabulary these are runs of newlines and tabs. llama.cpp tokenizes the text between
+    them piece by piece, in a time that grows with the square of their number.
     """
     user_defined = vocabulary.kinds == TokenKind.USER_DEFINED
     pieces = [vocabulary.piece(token) for token in np.flatnonzero(user_defined).tolist()]
@@ -436,7 +438,7 @@ def _whitespace_apart(vocabulary: Vocabulary) -> bytes:
 
 
 def _bytes_before_spaces(vocabulary: Vocabulary) -> frozenset[int]:
-    """The bytes that stand directly in front of a space inside some piece."""
+    """The bytes that directly precede a space inside some piece."""
     found: set[bytes] = set()
     for piece, text in zip(vocabulary.pieces(), vocabulary.is_text.tolist(), strict=True):
         if text and b" " in piece[1:]:

@@ -32,7 +32,7 @@ from rich.text import Text
 from capt_local.cli.app import run
 from capt_local.cli.generate import QUESTION, demo_note
 from capt_local.report.drawing import console_for
-from capt_local.report.views import Look
+from capt_local.report.views import TerminalInfo
 from tests.cli.terminal import PROMPT, Terminal
 
 THEME = TerminalTheme(
@@ -165,7 +165,7 @@ def picture(name: str, lines: list[Text]) -> str:
     Raises:
         ValueError: it would refer to something outside.
     """
-    console = console_for(Look(COLUMNS, colour=True), record=True)
+    console = console_for(TerminalInfo(COLUMNS, colour=True), record=True)
     for line in lines:
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
     form = SVG.replace("TITLE", f"capt-local {name}: {TITLES[name]}")

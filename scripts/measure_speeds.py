@@ -35,8 +35,8 @@ from capt_local.decoding.combine import Distribution, Products, mixture
 from capt_local.decoding.ensemble import MOVED, SURE, Ensemble, SkipRule
 from capt_local.decoding.options import Speed
 from capt_local.decoding.prompt_weights import Evidence, prefill
-from capt_local.decoding.scoring import MARGIN, opening
-from capt_local.evaluate.bench import AnswerTime, BenchPrompt, Mode, runtime_mode, take_turns
+from capt_local.decoding.scoring import MARGIN, empty_prompts
+from capt_local.evaluate.bench import AnswerTime, BenchPrompt, Mode, run_interleaved, runtime_mode
 from scripts.common import prompt_of, records
 
 _BYTES = 1200  # of a text
@@ -86,20 +86,20 @@ def read(runtime: Runtime, item: dict[str, Any], *, texts: bool, raw: bool) -> T
     text = item["text"] if "text" in item else item["reference"]
     if texts or "text" in item:
         text = text.encode()[:_BYTES].decode("utf-8", "ignore")
-        made.start(opening(made.models, runtime._tokenizers), reserve, exact=False)
+        made.start(empty_prompts(made.models, runtime._tokenizers), reserve, exact=False)
     else:
         prompt = prompt_of(item) + "\n\n" * raw
         prompts = runtime._prompts(made, prompt, options.method, raw=raw)
         made.start(prompts, reserve, exact=False)
         prefill(made, prompts)
         weights = made.weights
-    begins = weights is None or prompts["target"].starts_fresh
+    begins = weights is None or prompts["target"].starts_text
     tokens = tokenizer.encode(text.encode(), start=begins)
     start, places = len(made.tokens), []
     for at, token in enumerate(tokens):
         if made.tokens_left <= MARGIN:
             break
-        made.read_known(tokens[at:-1])
+        made.read_known_text(tokens[at:-1])
         here = made.distribution()
         own = float(here.row[token]) - here.candidates.log_total
         inside = token in here.candidates.tokens
@@ -225,7 +225,7 @@ def replay(runtime: Runtime, items: list[dict[str, Any]], size: int, skips: Path
         mock.patch.object(target, "extend", forced(target.extend)),
     ):
         chosen = {name: along(mode) for name, mode in modes.items()}
-        result = take_turns(chosen, [BenchPrompt(name) for name in texts])
+        result = run_interleaved(chosen, [BenchPrompt(name) for name in texts])
     for name, figures in result.figures().items():
         print(name, {key: figures[key] for key in ("generate_tokens_per_s", "positions_per_token")})
     print({name: round(ratio["median"], 3) for name, ratio in result.ratios().items()})
@@ -246,7 +246,7 @@ def main(
     out: Path | None = None,
     skips_file: Annotated[Path | None, typer.Option("--skips")] = None,
 ) -> None:
-    """Measures WHAT with COUNT items of FILES."""
+    """Measures LABEL with COUNT items of FILES."""
     items = list(itertools.islice(itertools.chain.from_iterable(map(records, files)), count))
     asked = list(map(prompt_of, items)) if what in ("same", "skips") else []
     bundle = Bundle.from_paths(target, None if adapter else expert, base,

@@ -23,7 +23,9 @@ def make_vocabulary(words: Sequence[str | bytes], *, all_bytes: bool = True) -> 
     return Vocabulary(pieces, kinds, end_ids=[1], bos=0, add_bos=True)
 
 
-def greedy_tokenizer(vocabulary: Vocabulary, *, lead: bytes = b"") -> Callable[..., list[int]]:
+def greedy_tokenizer(
+    vocabulary: Vocabulary, *, leading_space: bytes = b""
+) -> Callable[..., list[int]]:
     """Longest match from the left; splits in front of spaces, as all real tokenizers do.
 
     A byte that the vocabulary has no token for becomes token 0, which is no text.
@@ -34,7 +36,7 @@ def greedy_tokenizer(vocabulary: Vocabulary, *, lead: bytes = b"") -> Callable[.
     longest = max(map(len, ids))
 
     def tokenize(text: bytes, *, special: bool) -> list[int]:
-        text = lead + text
+        text = leading_space + text
         tokens = []
         while text:
             sizes = range(min(longest, len(text)), 0, -1)
@@ -67,7 +69,7 @@ class FakeModel:
         scale: float = 3.0,
         can_rewind: bool = True,
         limit: int = 512,
-        lead: bytes = b"",
+        leading_space: bytes = b"",
         max_rows: int = 4,
         end_logit: float = -30.0,
     ) -> None:
@@ -83,13 +85,13 @@ class FakeModel:
         self._seed = seed
         self._scale = scale
         self._end_logit = end_logit
-        self._tokenize = greedy_tokenizer(vocabulary, lead=lead)
+        self._tokenize = greedy_tokenizer(vocabulary, leading_space=leading_space)
 
     @property
     def position(self) -> int:
         return len(self.tokens)
 
-    def price(self, count: int) -> float:
+    def batch_cost(self, count: int) -> float:
         return 1.0 + 0.22 * (count - 1)
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:

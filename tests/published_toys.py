@@ -44,7 +44,7 @@ class Toy:
 def spaced(*words: str) -> Toy:
     """A SentencePiece model: byte tokens, and a word mark in front of every text."""
     vocabulary = _vocabulary(words, "</s>", TokenKind.BYTE)
-    greedy = greedy_tokenizer(vocabulary, lead=b" ")
+    greedy = greedy_tokenizer(vocabulary, leading_space=b" ")
 
     def tokenize(text: bytes, *, special: bool) -> list[int]:
         return greedy(text.replace("▁".encode(), b" "), special=special)

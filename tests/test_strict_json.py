@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from capt_local.errors import UsageError
 from capt_local.strict_json import (
     DEEPEST,
-    NotReadable,
+    ParseError,
     lines,
     parse_json,
     read_bytes,
@@ -22,7 +22,7 @@ CANARY = "zyzzyva"
 
 
 def refusal(data: bytes) -> str:
-    with pytest.raises(NotReadable) as caught:
+    with pytest.raises(ParseError) as caught:
         parse_json(data)
     assert CANARY not in str(caught.value)
     return str(caught.value)
@@ -74,7 +74,7 @@ def test_numbers_as_they_were_written() -> None:
     assert f"[{', '.join(map(str, found))}]".encode() == data
     assert found == parse_json(data) and found[0] + 1 == 4.1 + 1
     assert str(parse_json(b"0.00005")) == "5e-05"
-    with pytest.raises(NotReadable, match="a number is too large"):
+    with pytest.raises(ParseError, match="a number is too large"):
         parse_json(b"[1e999]", as_written=True)
 
 
@@ -95,7 +95,7 @@ def test_what_json_writes_is_read(value: object, ascii_only: bool) -> None:
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     try:
         found = parse_json(data)
-    except NotReadable:
+    except ParseError:
         return
     assert json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
 

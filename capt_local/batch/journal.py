@@ -1,8 +1,7 @@
-"""The output of a run as its journal: a finished record is on the disk once, and stays there.
+"""The output of a run as its journal: each finished record is stored durably and exactly once.
 
-Lines are only appended (`line_file`), so the file never holds a record twice; where lines are
-removed, the whole file is written beside, flushed and renamed. What is refused at the start has
-changed nothing.
+Lines are only appended (`line_file`), so the file never holds a record twice; to remove lines, the
+whole file is rewritten to a temporary file, flushed and renamed. A refused start changes nothing.
 
     OUTPUT            the lines, in the order in which records finished
     OUTPUT.run.json   which run it is (`manifest`)
@@ -33,9 +32,9 @@ from capt_local.batch.output import (
 )
 from capt_local.errors import UsageError
 from capt_local.line_file import DiskFailed, LineFile, disk_failed, put, read_file, rename
-from capt_local.strict_json import NotReadable, parse_object
+from capt_local.strict_json import ParseError, parse_object
 
-WHAT = "The output (-o)"
+LABEL = "The output (-o)"
 NO_LOCKS = (
     "This file system has no locks: nothing keeps a second run from writing to the same output."
 )
@@ -53,8 +52,8 @@ def read_manifest(output: Path) -> RunManifest | None:
         data = read_file(manifest_path(output), _LARGEST_MANIFEST)
     except OSError as error:
         reason = error.strerror or "no access"
-        raise UsageError(f"{WHAT}: its manifest (.{ENDING}) cannot be read: {reason}.") from None
-    return None if data is None else RunManifest.decode(data, WHAT)
+        raise UsageError(f"{LABEL}: its manifest (.{ENDING}) cannot be read: {reason}.") from None
+    return None if data is None else RunManifest.decode(data, LABEL)
 
 
 class Entry(NamedTuple):
@@ -73,7 +72,7 @@ def _scan(file: LineFile, manifest: RunManifest) -> tuple[dict[str, Entry], int]
 
     def refuse(number: int, problem: str) -> NoReturn:
         raise UsageError(
-            f"{WHAT}, line {number}: it {problem}. Nothing was written. Name a new file, or move "
+            f"{LABEL}, line {number}: it {problem}. Nothing was written. Name a new file, or move "
             "this one aside with --force-new."
         )
 
@@ -81,7 +80,7 @@ def _scan(file: LineFile, manifest: RunManifest) -> tuple[dict[str, Entry], int]
         size += len(data)
         try:
             line = parse_object(data) if data.endswith(b"\n") else {}
-        except NotReadable:
+        except ParseError:
             line = {}
         if "sha256" not in line:
             broken = broken or number
@@ -110,12 +109,12 @@ def _manifest_of(path: Path, fingerprint: Fingerprint) -> RunManifest:
     manifest = read_manifest(path)
     if manifest is None:
         raise UsageError(
-            f"{WHAT} holds something that is not of capt-local batch, or has lost its manifest "
+            f"{LABEL} holds something that is not of capt-local batch, or has lost its manifest "
             f"(.{ENDING}). Nothing was written; name a new file."
         )
     if names := differences(manifest.fingerprint, fingerprint):
         raise UsageError(
-            f"{WHAT} is of a run with other settings; what differs: {names}. Use the same "
+            f"{LABEL} is of a run with other settings; what differs: {names}. Use the same "
             "settings, name a new file, or move this one aside with --force-new."
         )
     return manifest
@@ -167,7 +166,7 @@ class OutputJournal:
         retry_errors: bool = False,
         force_new: bool = False,
     ) -> OutputJournal:
-        """Begins an output, or goes on with one of the same run.
+        """Creates an output, or resumes one of the same run.
 
         What is done is compared with `records`, those of the input as it is now. `input` and
         `provenance` are what the manifest says of the input and of this start. `retry_errors`
@@ -182,9 +181,9 @@ class OutputJournal:
         with contextlib.ExitStack() as opened:
             try:
                 aside = _move_aside(path) if force_new else []
-                file = opened.enter_context(contextlib.closing(LineFile(path, WHAT)))
+                file = opened.enter_context(contextlib.closing(LineFile(path, LABEL)))
                 manifest, entries, whole = RunManifest.new(fingerprint), dict[str, Entry](), 0
-                if goes_on := file.size > 0:
+                if continues_text := file.size > 0:
                     manifest = _manifest_of(path, fingerprint)
                     entries, whole = _scan(file, manifest)
                 kept = {
@@ -192,23 +191,23 @@ class OutputJournal:
                 }
                 notices = aside if file.locked else [NO_LOCKS, *aside]
                 notices += _compare(kept, records) if records is not None else []
-                # Everything that may refuse is behind: from here on files are written.
+                # All checks have passed: from here on files are written.
                 manifest.input = plain(input or {})
                 manifest.starts.append({"time": time_text(time.time()), **plain(provenance or {})})
-                if not goes_on:
+                if not continues_text:
                     put(manifest_path(path), manifest.encode())
                 if whole < file.size:
                     notices.append(_move_torn_end(path, file, whole))
-                # A run that was killed between write and fsync left a line that is not safe yet.
+                # A run killed between write and fsync has left a line that is not durable yet.
                 file.sync()
             except OSError as error:
                 reason = error.strerror or "no access"
                 raise UsageError(
-                    f"{WHAT} cannot be written: {reason}. What was there is unchanged."
+                    f"{LABEL} cannot be written: {reason}. What was there is unchanged."
                 ) from None
             journal = cls(path, file, manifest, notices)
-            # A manifest that names the input as it is now must have no lines beside it that were
-            # made from an earlier one, so the errors go first.
+            # Error lines may stem from an earlier input, so they are removed before the manifest
+            # names the present one.
             if len(kept) < len(entries):
                 file.rewrite(
                     line for line, id in zip(file.lines(), entries, strict=True) if id in kept
@@ -220,7 +219,7 @@ class OutputJournal:
                     f"{_counted(invalid)} answered in a wrong form and not done again: the same "
                     "settings would give the same."
                 )
-            if goes_on:
+            if continues_text:
                 journal._write_manifest()
             opened.pop_all()
         return journal
@@ -281,7 +280,7 @@ class OutputJournal:
         try:
             put(manifest_path(self._path), self.manifest.encode())
         except OSError as error:
-            raise disk_failed(f"{WHAT}, its manifest", error) from None
+            raise disk_failed(f"{LABEL}, its manifest", error) from None
 
 
 def _unused(path: Path, word: str) -> Path:
@@ -300,7 +299,7 @@ def _move_aside(path: Path) -> list[str]:
         return []
     with contextlib.ExitStack() as stack:
         if path.exists():  # refused while a run writes it
-            stack.enter_context(contextlib.closing(LineFile(path, WHAT)))
+            stack.enter_context(contextlib.closing(LineFile(path, LABEL)))
         if data is not None:  # copied first: whenever a kill comes, no output is without its own
             put(manifest_path(old), data)
         if path.exists():
@@ -311,7 +310,7 @@ def _move_aside(path: Path) -> list[str]:
 
 
 def _move_torn_end(path: Path, file: LineFile, whole: int) -> str:
-    """Moves what lies behind the whole lines of an output into a file of its own."""
+    """Moves the torn end of an output into a file of its own; returns a notice."""
     aside, torn = _unused(path, "torn"), file.size - whole
     put(aside, file.tail(whole))
     file.cut(whole)

@@ -1,15 +1,15 @@
-"""Lines of the output, the same as a table, and OUTPUT.run.json: of which run they are.
+"""Output lines, their CSV table, and the run's manifest OUTPUT.run.json.
 
 The shape is that of OpenAI's batch output, `{id, custom_id, response, error}`, so that existing
-readers work; both ids are the record's, and the body is a chat completion. What is ours stands
-beside: `capt`, `timings`, `provenance`, and `sha256` of the line before it. A line holds nothing
+readers work; both ids are the record's, and the body is a chat completion. Our own fields are
+`capt`, `timings`, `provenance`, and `sha256` of the line up to that field. A line holds nothing
 random: the same run gives the same bytes apart from `response.body.created`, `timings`,
 `provenance.time` and that digest.
 
-The fingerprint of a run is everything that decides the answers besides the records; only the same
-run goes on with an output. Texts that a user wrote are digests in it. The manifest holds it with
-what is the same for all lines: build flags, devices, loading, the input's digest. Readers of
-OpenAI's format take every line of the output for a record, so none of this can stand there.
+The fingerprint of a run is everything that determines the answers besides the records; an output is
+resumed only with the same fingerprint. Texts of the user are digests in it. The manifest holds it
+with what all lines share: build flags, devices, loading, the input's digest. Readers of OpenAI's
+format take every line of the output for a record, so none of this can be stored there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import CaptError, UsageError
 from capt_local.provenance import parameters_of
 from capt_local.report.json import JsonObject, dumps
-from capt_local.strict_json import NotReadable, parse_json
+from capt_local.strict_json import ParseError, parse_json
 
 OK = "ok"
 ENDING = "run.json"
@@ -46,16 +46,16 @@ _SHOWN = 8  # fields that one error names
 _LONGEST = 500  # characters of a message
 _BODY = ("id", "object", "created", "model", "choices", "usage")
 _SEAL, _SEAL_END = b', "sha256": "', b'"}'
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets run
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # prefixes that spreadsheets evaluate
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no answer, or not one of the wanted form.
+    """Why a record has no answer, or an invalid one.
 
     Attributes:
-        code: for programs: that of an error of `errors`, or one of batch (docs/batch.md).
-        message: for people; holds no text of a patient.
+        code: machine-readable: that of a class of `errors`, or one of batch (docs/batch.md).
+        message: for the user; holds no patient text.
     """
 
     code: str
@@ -88,7 +88,7 @@ class OutputLine:
         return str(self.error["code"]) if self.error else OK
 
     def encode(self) -> bytes:
-        """The line without its end: ASCII, and no line feed in it."""
+        """The line in ASCII, without a line feed."""
         line = {
             "id": self.record.id,
             "custom_id": self.record.id,
@@ -103,13 +103,13 @@ class OutputLine:
 
 
 def is_sealed(line: bytes) -> bool:
-    """Whether an encoded line is as it was written, by the digest at its end."""
+    """Whether an encoded line matches the digest at its end."""
     data, _, digest = line.rstrip(b"\r\n").removesuffix(_SEAL_END).rpartition(_SEAL)
     return hashlib.sha256(data).hexdigest().encode() == digest
 
 
 class LineWriter:
-    """Makes the lines of the run with a fingerprint."""
+    """Builds the output lines of a run."""
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         self.run = digest_of(fingerprint)
@@ -138,7 +138,7 @@ class LineWriter:
         choice = dict(answer["choices"][0])
         if not logprobs:
             choice["logprobs"] = None
-        # An id that says nothing about the text, and is the same each time.
+        # A deterministic id that reveals nothing about the text.
         digest = hashlib.sha256(f"{self.run} {record.id}".encode("utf-8", "replace"))
         id = f"capt-{digest.hexdigest()[:32]}"
         body = {name: answer[name] for name in _BODY if name in answer}
@@ -265,7 +265,7 @@ def _cell(value: Any) -> str:
 def fingerprint_of(
     bundle: Bundle, options: GenerateOptions, **others: Mapping[str, Any]
 ) -> Fingerprint:
-    """Everything that decides an answer besides its record.
+    """Everything that determines an answer besides its record.
 
     The others are versions, build, prompt (digests of template and system text, the date),
     computing (what changes the last digit of a number) and output (what a line holds). Models
@@ -315,7 +315,7 @@ def plain(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Where two fingerprints differ, for a sentence: dotted names, with both values of numbers."""
+    """The fields in which two fingerprints differ: dotted names; numbers with both values."""
     missing = object()
 
     def walk(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -362,7 +362,7 @@ class RunManifest(msgspec.Struct, kw_only=True):
 
     @classmethod
     def new(cls, fingerprint: Fingerprint) -> RunManifest:
-        """That of a run that begins."""
+        """The manifest of a new run."""
         return cls(
             run=f"run-{uuid.uuid4().hex}",
             created=time_text(time.time()),
@@ -380,15 +380,15 @@ class RunManifest(msgspec.Struct, kw_only=True):
         try:
             value = parse_json(data)
             if not isinstance(value, dict) or "capt_run" not in value:
-                raise NotReadable("no manifest")
+                raise ParseError("no manifest")
             if value["capt_run"] != _VERSION:
                 raise UsageError(
                     f"{what} was written by another version of capt-local. Name a new file."
                 )
             found = msgspec.convert(value, cls)
             if found.fingerprint_sha256 != digest_of(found.fingerprint):
-                raise NotReadable("not its digest")
-        except (NotReadable, msgspec.ValidationError):
+                raise ParseError("not its digest")
+        except (ParseError, msgspec.ValidationError):
             raise UsageError(
                 f"{what}: its manifest (.{ENDING}) is broken, so it is not known which run it is "
                 "of. Name a new file, or move this one aside with --force-new."

@@ -27,7 +27,7 @@ OPEN_PORTS = (
 )
 _STORE = 80 << 20  # bytes of Ray's object store, its minimum: answers are small
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ACTOR_POLL = 0.05  # seconds; what is sent to an actor waits for so long
+_ACTOR_POLL = 0.05  # seconds; the longest delay of a message to an actor
 
 
 class Actor:

@@ -27,14 +27,14 @@ from capt_local.batch.records import (
     DocumentText,
     InputChanged,
     RecordParser,
-    not_nul,
     record_options,
+    without_nul,
 )
 from capt_local.decoding.options import GenerateOptions
 from capt_local.documents import LARGEST_FILE, SUFFIXES, DocumentError, read
 from capt_local.errors import UsageError
 from capt_local.strict_json import (
-    NotReadable,
+    ParseError,
     open_regular,
     parse_object,
     read_bytes,
@@ -42,7 +42,7 @@ from capt_local.strict_json import (
     utf8,
 )
 
-WHAT = "The input"  # its name may be a patient's
+LABEL = "The input"  # its name may be a patient's
 _SHOWN = 20  # different problems that one error lists, and numbers listed for each
 _MOST_COLUMNS = 1000
 _PROGRESS_EVERY = 500  # records
@@ -50,21 +50,21 @@ _NOT_CSV = "not CSV (look at its quotation marks)"
 
 
 class InputErrors(UsageError):
-    """Records of the input are wrong; no model was loaded. The message is one line.
+    """Records of the input are invalid; no model was loaded. The message is one line.
 
     Attributes:
-        numbers: of the wrong records, by what is wrong with them.
+        numbers: of the invalid records, by problem.
     """
 
     def __init__(self, numbers: Mapping[str, Sequence[int]], problems: str) -> None:
         self.numbers = numbers
         super().__init__(
-            f"{WHAT}: {problems}. No model was loaded. --skip-invalid runs the other records."
+            f"{LABEL}: {problems}. No model was loaded. --skip-invalid runs the other records."
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RawRecord:
     """The bytes of one record."""
 
     number: int  # of its first line (of a folder: of the file), from 1
@@ -83,14 +83,14 @@ class JsonLines:
         self.hash = hashlib.sha256()  # of what was read; of the whole input behind `pieces`
         self.share = 0.0  # of the input that was read
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[RawRecord]:
         """The records in order. Raises OSError if the input cannot be read."""
         for line in self._lines():
             if line.problem is not None or line.data.strip():
                 yield dataclasses.replace(line, data=_without_end(line.data))
 
-    def fields(self, piece: Piece) -> dict[str, object]:
-        """The fields of a record by name. Raises NotReadable."""
+    def fields(self, piece: RawRecord) -> dict[str, object]:
+        """The fields of a record by name. Raises ParseError."""
         return parse_object(piece.data, as_written=True)
 
     def read_again(self, start: int, size: int) -> bytes:
@@ -100,10 +100,10 @@ class JsonLines:
             return stream.read(size)
 
     def described(self) -> dict[str, str]:
-        """What decides the fields of a record besides its bytes; holds no text of it."""
+        """What determines a record's fields besides its bytes, for the fingerprint; no text."""
         return {}
 
-    def _lines(self) -> Iterator[Piece]:
+    def _lines(self) -> Iterator[RawRecord]:
         """Each line with its line feed; a byte order mark in front of the first is left out."""
         number = offset = 0
         with self._path.open("rb") as stream:
@@ -114,7 +114,7 @@ class JsonLines:
                 offset += len(line)
                 if len(line) > LONGEST and not line.endswith(b"\n"):
                     problem = f"longer than {size_text(LONGEST)}"
-                    while line and not line.endswith(b"\n"):  # passed over, without memory for it
+                    while line and not line.endswith(b"\n"):  # skipped in small parts
                         line = stream.readline(1 << 16)
                         self.hash.update(line)
                         offset += len(line)
@@ -122,7 +122,7 @@ class JsonLines:
                 if number == 1 and line.startswith(BOM_UTF8):
                     start, line = start + len(BOM_UTF8), line.removeprefix(BOM_UTF8)
                 self.share = min(1.0, offset / size)
-                yield Piece(number, start, line, problem)
+                yield RawRecord(number, start, line, problem)
 
 
 class CsvTable(JsonLines):
@@ -137,29 +137,29 @@ class CsvTable(JsonLines):
         super().__init__(path)
         self._delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
         self.columns: tuple[str, ...] = ()
-        self._row: list[Piece] = []
+        self._row: list[RawRecord] = []
         self._row_size = 0
         self._problem: str | None = None
         csv.field_size_limit(LONGEST)  # instead of 131,072 characters
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[RawRecord]:
         """The rows. Raises UsageError if there is no header, or an unusable one."""
         rows = self._rows()
         header = next(rows, None)
         if header is None:
-            raise UsageError(f"{WHAT} is empty; its first line must name the columns.")
+            raise UsageError(f"{LABEL} is empty; its first line must name the columns.")
         try:
             if header.problem is not None:
-                raise NotReadable(header.problem)
+                raise ParseError(header.problem)
             self.columns = _columns(self._cells(header), self._delimiter)
-        except NotReadable as error:
-            raise UsageError(f"{WHAT}, line {header.number}: {error}.") from None
+        except ParseError as error:
+            raise UsageError(f"{LABEL}, line {header.number}: {error}.") from None
         yield from rows
 
-    def fields(self, piece: Piece) -> dict[str, object]:
+    def fields(self, piece: RawRecord) -> dict[str, object]:
         cells = self._cells(piece)
         if len(cells) != len(self.columns):
-            raise NotReadable(
+            raise ParseError(
                 f"it has {len(cells)} cells, and the first line has {len(self.columns)}"
             )
         return dict(zip(self.columns, cells, strict=True))
@@ -168,7 +168,7 @@ class CsvTable(JsonLines):
         names = hashlib.sha256(json.dumps(self.columns).encode()).hexdigest()
         return {"delimiter": self._delimiter, "columns_sha256": names}
 
-    def _rows(self) -> Iterator[Piece]:
+    def _rows(self) -> Iterator[RawRecord]:
         """The rows that are not blank; a wrong one has a problem."""
         reader = csv.reader(self._feed(), strict=True, delimiter=self._delimiter)
         more = True
@@ -179,12 +179,12 @@ class CsvTable(JsonLines):
                 more = cells is not None
             except csv.Error:  # its message may hold a cell
                 self._problem = self._problem or _NOT_CSV
-            except NotReadable as error:
+            except ParseError as error:
                 self._problem, more = str(error), False
             if self._problem is not None or cells:
                 first = self._row[0]
                 data = _without_end(b"".join(line.data for line in self._row))
-                yield Piece(first.number, first.start, data, self._problem)
+                yield RawRecord(first.number, first.start, data, self._problem)
 
     def _feed(self) -> Iterator[str]:
         """Lines for the csv reader, which takes as many as a row has."""
@@ -192,33 +192,33 @@ class CsvTable(JsonLines):
             self._row.append(line)
             self._row_size += len(line.data)
             if line.problem is not None or self._row_size > LONGEST:
-                raise NotReadable(
+                raise ParseError(
                     f"a row of more than {size_text(LONGEST)}, or a quotation mark that is "
                     "not closed; what follows it was not checked"
                 )
             try:
-                yield not_nul(utf8(line.data), "it")
-            except NotReadable as error:
+                yield without_nul(utf8(line.data), "it")
+            except ParseError as error:
                 self._problem = str(error)
                 yield line.data.decode("utf-8", "surrogateescape")  # so the row's end is found
 
-    def _cells(self, row: Piece) -> Sequence[str]:
-        stream = io.StringIO(not_nul(utf8(row.data), "it"), newline="")
+    def _cells(self, row: RawRecord) -> Sequence[str]:
+        stream = io.StringIO(without_nul(utf8(row.data), "it"), newline="")
         try:
             return next(csv.reader(stream, strict=True, delimiter=self._delimiter), [])
         except csv.Error:
-            raise NotReadable(_NOT_CSV) from None
+            raise ParseError(_NOT_CSV) from None
 
 
 def _columns(names: Sequence[str], delimiter: str) -> tuple[str, ...]:
     if len(names) > _MOST_COLUMNS:
-        raise NotReadable(f"more than {_MOST_COLUMNS} columns")
+        raise ParseError(f"more than {_MOST_COLUMNS} columns")
     if "" in names:
-        raise NotReadable("a column has no name")
+        raise ParseError("a column has no name")
     if len(set(names)) < len(names):
-        raise NotReadable("two columns have the same name")
+        raise ParseError("two columns have the same name")
     if len(names) == 1 and not (set(",;\t|") - {delimiter}).isdisjoint(names[0]):
-        raise NotReadable("one column; say with --delimiter what separates the cells")
+        raise ParseError("one column; say with --delimiter what separates the cells")
     return tuple(names)
 
 
@@ -244,44 +244,44 @@ class Folder(JsonLines):
         self.names = sorted(name for name in known if not name.startswith("~$"))
         self.ignored = len(entries) - len(self.names)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[RawRecord]:
         for index, name in enumerate(self.names):
             data, problem = b"", None
             try:
                 data = self._read(name)
-            except NotReadable as error:
+            except ParseError as error:
                 problem = str(error)
             except OSError as error:
                 problem = f"cannot be read: {error.strerror or 'no access'}"
             self.hash.update(os.fsencode(name) + b"\0" + hashlib.sha256(data).digest())
             self.share = (index + 1) / len(self.names)
-            yield Piece(index + 1, index, data, problem)
+            yield RawRecord(index + 1, index, data, problem)
 
-    def fields(self, piece: Piece) -> dict[str, object]:
+    def fields(self, piece: RawRecord) -> dict[str, object]:
         name = self.names[piece.start]
         return {"id": name, "note": self._documents.text(piece.data, name)}
 
     def read_again(self, start: int, size: int) -> bytes:
         try:
             return self._read(self.names[start])
-        except NotReadable:
+        except ParseError:
             return b""
 
     def _read(self, name: str) -> bytes:
         path = self._path / name
         if path.is_symlink():  # it could name a file that the user does not mean to send
-            raise NotReadable("a link; copy the file into the folder")
+            raise ParseError("a link; copy the file into the folder")
         most = LONGEST if SUFFIXES[path.suffix.lower()] == "text" else LARGEST_FILE
         with open_regular(path, follow=False) as stream:
             data = stream.read(most + 1)
         if len(data) > most:
-            raise NotReadable(f"larger than {size_text(most)}")
+            raise ParseError(f"larger than {size_text(most)}")
         return data
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentField:
-    """A field of records that names a document, whose text takes its place (`--document-field`)."""
+    """The field (`--document-field`) that names a document and is replaced by its text."""
 
     name: str | None  # None where records name no documents
     folder: Path  # that paths in it are relative to
@@ -290,39 +290,39 @@ class DocumentField:
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def fill(self, fields: dict[str, object]) -> tuple[dict[str, object], bytes]:
-        """The fields with the text of the document, and SHA-256 of its file. Raises NotReadable."""
+        """The fields with the text of the document, and SHA-256 of its file. Raises ParseError."""
         if self.name is None:
             return fields, b""
         path = fields.get(self.name)
         if not isinstance(path, str) or not path:
-            raise NotReadable("the field of the document (--document-field) is missing or no text")
+            raise ParseError("the field of the document (--document-field) is missing or no text")
         try:
-            # Whoever wrote the records must not choose what else of the user's files is read.
+            # The author of the records must not choose other files of the user to read.
             inside = (self.folder / path).resolve().is_relative_to(self.folder.resolve())
         except (OSError, RuntimeError, ValueError):  # a name with a zero byte, links in a circle
             inside = False
         if not inside:
-            raise NotReadable("its document is not in the folder of the input, or below it")
+            raise ParseError("its document is not in the folder of the input, or below it")
         try:
             data = read_bytes(self.folder / path, "its document", largest=LARGEST_FILE)
         except UsageError as error:
-            raise NotReadable(str(error).removesuffix(".")) from None
+            raise ParseError(str(error).removesuffix(".")) from None
         return {**fields, self.name: self.text(data, path)}, hashlib.sha256(data).digest()
 
     def text(self, data: bytes, name: str) -> DocumentText:
-        """The text of a document. Raises NotReadable."""
+        """The text of a document. Raises ParseError."""
         try:
             document = read(data, name=name, what="it", encoding=self.encoding)
         except DocumentError as error:
-            raise NotReadable(f"it {error.problem}") from None
+            raise ParseError(f"it {error.problem}") from None
         if len(document.text.encode("utf-8", "replace")) > LONGEST:
-            raise NotReadable(f"its text is larger than {size_text(LONGEST)}")
+            raise ParseError(f"its text is larger than {size_text(LONGEST)}")
         self.left_out.update(document.notices)
         return DocumentText(document)
 
 
 class _Place(NamedTuple):
-    """Where a record is: see `Piece`."""
+    """Position, size and digest of a record; see `RawRecord`."""
 
     number: int
     start: int
@@ -346,20 +346,20 @@ class InputSource:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def fields(self, piece: Piece) -> tuple[dict[str, object], bytes]:
+    def fields(self, piece: RawRecord) -> tuple[dict[str, object], bytes]:
         """The fields of a record, and SHA-256 of its bytes and of the document that it names.
 
         Raises:
-            NotReadable: it has none, or the document cannot be read.
+            ParseError: it has none, or the document cannot be read.
         """
         fields, document = self._documents.fill(self._reader.fields(piece))
         return fields, hashlib.sha256(piece.data + document).digest()
 
-    def add(self, piece: Piece, id: str, sha256: bytes) -> None:
-        """Adds the next record. Raises NotReadable if its id is that of an earlier one."""
+    def add(self, piece: RawRecord, id: str, sha256: bytes) -> None:
+        """Adds the next record. Raises ParseError if its id is that of an earlier one."""
         first = self._index.setdefault(id, len(self.ids))
         if first < len(self.ids):
-            raise NotReadable(f"its id is that of {self._reader.unit} {self._places[first].number}")
+            raise ParseError(f"its id is that of {self._reader.unit} {self._places[first].number}")
         self.ids.append(id)
         self._places.append(_Place(piece.number, piece.start, len(piece.data), sha256))
 
@@ -383,22 +383,22 @@ class InputSource:
             InputChanged: its bytes are not those that were checked, or cannot be read.
         """
         number, start, size, sha256 = self._places[index]
-        where = f"{WHAT}, {self._reader.unit} {number}"
+        where = f"{LABEL}, {self._reader.unit} {number}"
         try:
             data = self._reader.read_again(start, size)
         except OSError as error:
             reason = error.strerror or "no access"
             raise InputChanged(f"{where}: it can no longer be read: {reason}.") from None
         try:
-            fields, digest = self.fields(Piece(number, start, data))
+            fields, digest = self.fields(RawRecord(number, start, data))
             if digest == sha256:
                 return self._parser.parse(number, fields, sha256.hex())
-        except NotReadable:
+        except ParseError:
             pass
         raise InputChanged(f"{where}: it has changed since the input was checked.")
 
     def described(self) -> dict[str, Any]:
-        """What decides the prompt of a record besides its bytes, for a fingerprint; no text."""
+        """What determines a prompt besides the record's bytes, for the fingerprint; no text."""
         return {
             "format": self._reader.format,
             **self._reader.described(),
@@ -427,7 +427,7 @@ def check_input(
 
     Raises:
         UsageError: the input cannot be read, or holds no record.
-        InputErrors: records of it are wrong; all were read.
+        InputErrors: some records are invalid; all were checked.
     """
     parser, options = parser or RecordParser(), options or GenerateOptions()
     wrong: dict[str, list[int]] = {}
@@ -449,18 +449,18 @@ def check_input(
         for count, piece in enumerate(reader.pieces()):
             try:
                 if piece.problem is not None:
-                    raise NotReadable(piece.problem)
+                    raise ParseError(piece.problem)
                 fields, digest = source.fields(piece)
                 record = parser.parse(piece.number, fields, "")
                 record_options(options, 0, record.adapter_scales)
                 source.add(piece, record.id, digest)
-            except (NotReadable, UsageError) as error:
+            except (ParseError, UsageError) as error:
                 wrong.setdefault(str(error).removesuffix("."), []).append(piece.number)
             if progress is not None and count % _PROGRESS_EVERY == 0:
                 progress(reader.share)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or "no access"
-        raise UsageError(f"{WHAT} cannot be read: {reason}.") from None
+        raise UsageError(f"{LABEL} cannot be read: {reason}.") from None
     source.digest = reader.hash.hexdigest()
     if wrong:
         problems = _listed(wrong, reader.unit)
@@ -469,7 +469,7 @@ def check_input(
         source.skipped = sorted((number, why) for why, each in wrong.items() for number in each)
         source.notices.append(f"left out of the run (--skip-invalid): {problems}.")
     if not len(source):
-        raise UsageError(f"{WHAT} holds no {'valid ' if wrong else ''}record.")
+        raise UsageError(f"{LABEL} holds no {'valid ' if wrong else ''}record.")
     if isinstance(reader, Folder) and reader.ignored:
         source.notices.append(
             "entries of the input folder that are no documents (.txt, .pdf, .docx, ...), and are "
@@ -498,7 +498,9 @@ def _reader(path: Path, delimiter: str | None, documents: DocumentField) -> Json
     if path.is_dir():
         return Folder(path, documents)
     if not is_table and path.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise UsageError(f"{WHAT} is no folder, and does not end in .jsonl, .ndjson, .csv or .tsv.")
+        raise UsageError(
+            f"{LABEL} is no folder, and does not end in .jsonl, .ndjson, .csv or .tsv."
+        )
     if path.exists() and not path.is_file():  # records are read again when their turn comes
-        raise UsageError(f"{WHAT} is not a regular file. Save what comes through a pipe first.")
+        raise UsageError(f"{LABEL} is not a regular file. Save what comes through a pipe first.")
     return CsvTable(path, delimiter) if is_table else JsonLines(path)

@@ -1,7 +1,7 @@
 """One record: its id and its prompt, read from the fields of an input line.
 
-A record brings a prompt or messages of its own, or, with a template, any fields with an id. Errors
-name a field only if the user or this format names it: others may come out of a note.
+A record has a prompt or messages, or, with a template, an id and any fields. Errors name only
+fields that the user or this format defines: other names may come from a note.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.documents import Document
 from capt_local.errors import CaptError, UsageError
 from capt_local.prompting.messages import Message, messages_of, refuse_nul
-from capt_local.strict_json import NotReadable, Number, convert, size_text, utf8
+from capt_local.strict_json import Number, ParseError, convert, size_text, utf8
 
 LONGEST = 1 << 22  # bytes of a record, characters of a prompt
 LONGEST_ID = 200  # characters
@@ -80,9 +80,9 @@ def record_options(
 def record_seed(run_seed: int, id: str) -> int:
     """The seed of a record, from the run's seed and the record's id alone.
 
-    So a record draws the same tokens whatever its place in the input, whatever runs beside it, and
-    before or after a stop: the first 53 bits of SHA-256 over a mark, the run's seed and the id,
-    separated by line feeds (no id holds one).
+    So sampling does not depend on the order of the input, on concurrent records or on a resume:
+    the first 53 bits of SHA-256 over a prefix, the run's seed and the id, separated by line feeds
+    (no id holds one).
     """
     digest = hashlib.sha256(f"capt-local batch seed 1\n{run_seed}\n{id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
@@ -90,7 +90,7 @@ def record_seed(run_seed: int, id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RecordParser:
-    """From the fields of a line to a record. Raises UsageError for raw prompts with a system."""
+    """Parses the fields of a line into a record; raw prompts take no system message."""
 
     template: RecordTemplate | None = None  # of the user's message; None: records bring prompts
     system: str | None = None  # text of a system message in front of each record
@@ -103,7 +103,7 @@ class RecordParser:
             raise UsageError("--raw text has no turns, so --system cannot go with it.")
 
     def described(self) -> dict[str, Any]:
-        """What decides the prompt of a record besides the record; texts as digests."""
+        """What determines a prompt besides the record, for the fingerprint; texts as digests."""
         system = None if self.system is None else hashlib.sha256(self.system.encode()).hexdigest()
         return {
             "template_sha256": None if self.template is None else self.template.digest,
@@ -113,7 +113,7 @@ class RecordParser:
         }
 
     def parse(self, number: int, fields: Mapping[str, object], digest: str) -> BatchRecord:
-        """A record. Raises NotReadable if it is none; the message holds nothing of it."""
+        """A record. Raises ParseError if it is none; the message holds nothing of it."""
         if self.template is not None:
             prompt = self._user_turn(self.template.render(fields))
             id = _identifier(fields, self.id_field)
@@ -122,13 +122,13 @@ class RecordParser:
         id = _identifier(fields, self.id_field)
         known = {self.id_field, self.prompt_field, "messages", "adapter_scales"}
         if not fields.keys() <= known:
-            raise NotReadable(
+            raise ParseError(
                 f'it has a field beside the id and "{self.prompt_field}" or "messages" (other '
                 "fields need --template; settings are given for the whole run)"
             )
         text, turns = fields.get(self.prompt_field), fields.get("messages")
         if (text is None) == (turns is None):
-            raise NotReadable(
+            raise ParseError(
                 f'one of "{self.prompt_field}" and "messages" is needed (other fields need '
                 "--template)"
             )
@@ -138,13 +138,13 @@ class RecordParser:
         if text is None:
             return BatchRecord(number, id, self._turns(turns), digest, scales)
         if not isinstance(text, str):
-            raise NotReadable('"prompt" must be a text')
+            raise ParseError('"prompt" must be a text')
         document = text.document if isinstance(text, DocumentText) else None
         prompt, of = self._user_turn(text), "document" if document else "prompt"
         return BatchRecord(number, id, prompt, digest, scales, document, of)
 
     def _note(self, printed: Mapping[str, object]) -> tuple[Document | None, str]:
-        """What answers are checked against: the one text that the template puts into prompts."""
+        """The source that answers are checked against: the template's only text field."""
         texts = [(name, text) for name, text in printed.items() if isinstance(text, str)]
         if len(texts) != 1:
             return None, "prompt"
@@ -155,31 +155,31 @@ class RecordParser:
 
     def _user_turn(self, text: str) -> str | tuple[Message, ...]:
         if not text.strip():
-            raise NotReadable("the prompt is empty")
-        not_nul(text)
+            raise ParseError("the prompt is empty")
+        without_nul(text)
         if self.system is None:
             return text
         return (Message("system", self.system), Message("user", text))
 
     def _turns(self, value: object) -> tuple[Message, ...]:
         if self.raw:
-            raise NotReadable('"messages" have no raw form: give a "prompt", or leave out --raw')
+            raise ParseError('"messages" have no raw form: give a "prompt", or leave out --raw')
         turns = messages_of(value)
         for turn in turns:
-            not_nul(turn.content)
+            without_nul(turn.content)
         if self.system is None:
             return turns
         if turns[0].role == "system":
-            raise NotReadable("it has a system message of its own, and --system gives another")
+            raise ParseError("it has a system message of its own, and --system gives another")
         return (Message("system", self.system), *turns)
 
 
-def not_nul(text: str, what: str = "a text of it") -> str:
-    """A text as it is. Raises NotReadable if it holds a NUL byte."""
+def without_nul(text: str, what: str = "a text of it") -> str:
+    """The text unchanged. Raises ParseError if it holds a NUL byte."""
     try:
         refuse_nul(text, what)
     except UsageError as error:
-        raise NotReadable(str(error).rstrip(".")) from None
+        raise ParseError(str(error).rstrip(".")) from None
     return text
 
 
@@ -187,19 +187,19 @@ def _identifier(fields: Mapping[str, object], key: str) -> str:
     value = fields.get(key)
     if value is None:
         missing = 'no "id"' if key == "id" else "the field of the id is missing"
-        raise NotReadable(f"{missing} (name the field that identifies a record with --id-field)")
+        raise ParseError(f"{missing} (name the field that identifies a record with --id-field)")
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise NotReadable("the id must be a text or a whole number")
+        raise ParseError("the id must be a text or a whole number")
     text = str(value)
     if not 1 <= len(text) <= LONGEST_ID:
-        raise NotReadable(f"the id must have 1 to {LONGEST_ID} characters")
+        raise ParseError(f"the id must have 1 to {LONGEST_ID} characters")
     if not text.isprintable() or text != text.strip():
-        raise NotReadable("the id must be printable, with no space at its ends")
+        raise ParseError("the id must be printable, with no space at its ends")
     return text
 
 
 def _plain(value: object) -> object:
-    """The value with numbers of Python."""
+    """Converts `Number` to float, at any depth."""
     if isinstance(value, Number):
         return float(value)
     if isinstance(value, list):
@@ -210,14 +210,14 @@ def _plain(value: object) -> object:
 class RecordTemplate:
     """`--template`: the user's message, with `{{ NAME }}` where the field NAME of a record stands.
 
-    Fields are put in as they are, in one pass, so what stands in a field stays text.
+    Fields are inserted verbatim in one pass: `{{ }}` inside a field is not expanded.
 
     Attributes:
         digest: SHA-256 of its bytes.
         names: fields that it names.
 
     Raises:
-        UsageError: it is not UTF-8, names no field, or holds more of a template language.
+        UsageError: it is not UTF-8, names no field, or uses other template syntax.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -225,7 +225,7 @@ class RecordTemplate:
         self.digest = hashlib.sha256(data).hexdigest()
         try:
             source = utf8(data).replace("\r\n", "\n").removesuffix("\n")
-        except NotReadable as error:
+        except ParseError as error:
             raise UsageError(f"{what} is {error}.") from None
         if found := _OTHER_SYNTAX.search(rest := _FIELD.sub("", source)):
             # The line itself is not repeated: few-shot examples may be patients'.
@@ -233,7 +233,7 @@ class RecordTemplate:
             raise UsageError(
                 f"{what}, line {line}: only fields can stand there, written as {{{{ note }}}}."
             )
-        # Texts and names of fields in turn.
+        # Literal text and field names alternate.
         self._parts = _FIELD.split(source)
         self._parts[1::2] = [name.strip() for name in self._parts[1::2]]
         self.names = frozenset(self._parts[1::2])
@@ -244,14 +244,14 @@ class RecordTemplate:
         """The user's message for a record.
 
         Raises:
-            NotReadable: a field is missing or no text or number, or the message is too long.
+            ParseError: a field is missing or no text or number, or the message is too long.
         """
         for name in sorted(self.names):
             if name not in fields:
-                raise NotReadable(f'there is no field "{name}", which the template names')
+                raise ParseError(f'there is no field "{name}", which the template names')
             if kind := _UNPRINTABLE.get(type(fields[name])):
-                raise NotReadable(f'the field "{name}", which the template names, is {kind}')
+                raise ParseError(f'the field "{name}", which the template names, is {kind}')
         parts = [str(fields[part]) if at % 2 else part for at, part in enumerate(self._parts)]
         if sum(map(len, parts)) > LONGEST:
-            raise NotReadable(f"the prompt is larger than {size_text(LONGEST)}")
+            raise ParseError(f"the prompt is larger than {size_text(LONGEST)}")
         return "".join(parts)

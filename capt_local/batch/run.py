@@ -1,7 +1,7 @@
-"""The order of work: records to the workers, outcomes to the journal, until all are done.
+"""The main loop of a run: records to the workers, outcomes to the journal, until all are done.
 
-The only state besides the journal is which records are in flight; whenever the run ends, what the
-journal holds is all that is done.
+The only state besides the journal is the set of records in flight, so the run may end at any time:
+what is done is what the journal holds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from capt_local.batch.journal import OutputJournal
 from capt_local.batch.output import OK, Failure, LineWriter, OutputLine, answer_text
 from capt_local.batch.readers import InputSource
 from capt_local.batch.records import BatchRecord, InputChanged, record_seed
-from capt_local.batch.supervisor import News, RecordOutcome, Workers, pack
+from capt_local.batch.supervisor import RecordOutcome, WorkerEvent, Workers, pack
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import structure_problem
@@ -29,9 +29,9 @@ from capt_local.grounding import Source, ground
 from capt_local.llama.options import LoadOptions
 
 _POLL = 0.1  # seconds without an event until signals and the display get their turn
-_TOGETHER = 64  # lines that one fsync may be for
+_TOGETHER = 64  # most lines per fsync
 _PARALLEL, _PARALLEL_ON_ONE_CORE = 8, 4  # more records at once gain little on a processor
-_MEMORY_SHARE = 0.9  # of the free memory; other programs want some, too
+_MEMORY_SHARE = 0.9  # of the free memory that a run may use
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class BatchJob:
 def records_at_once(
     bundle: Bundle, options: GenerateOptions, load: LoadOptions, *, cores: int
 ) -> int:
-    """What `--parallel auto` is on this machine now: 1 to 8, as many as fit into memory.
+    """The value of `--parallel auto` on this machine: 1 to 8, as many as fit into memory.
 
-    Beside a GPU only the machine's own memory is weighed; a GPU without room reports it later.
+    Only main memory is considered; if the memory of a GPU is too small, loading reports it.
 
     Raises:
         ModelError: a model is missing or broken.
@@ -132,13 +132,13 @@ def run_job(
     workers: Workers,
     progress: RunProgress,
     *,
-    report: Callable[[News], None],
+    report: Callable[[WorkerEvent], None],
     stop: Callable[[], bool],
 ) -> bool:
-    """Works until all is done, or until it is to stop; records in flight are dropped then.
+    """Runs until all records are done or `stop` is true; then records in flight are dropped.
 
     `report` is called with everything that happens besides the records themselves, and with an
-    empty `News` after each commit; `stop` at least every 0.1 s. Returns whether all is done.
+    empty `WorkerEvent` after each commit; `stop` at least every 0.1 s. Returns whether all is done.
 
     Raises:
         DiskFailed: the disk fails.
@@ -186,28 +186,28 @@ def run_job(
         )
 
     def commit() -> None:
-        """Puts the finished lines on the disk, with one fsync for all; then they count as done."""
+        """Appends the finished lines to the journal with one fsync, then counts them as done."""
         if lines:
             job.journal.append(*lines)
             for line in lines:
                 progress.add(line)
             lines.clear()
-            report(News())
+            report(WorkerEvent())
 
     while True:
-        while more and workers.has_room and len(lines) < _TOGETHER:
+        while more and workers.accepts_more and len(lines) < _TOGETHER:
             if (index := next(todo, None)) is None:
-                workers.no_more()
+                workers.close_input()
                 more = False
             else:
                 put(index)
-        # The workers have their next records by now: they compute while the disk is waited for.
+        # The workers already have their next records and compute during the fsync.
         commit()
         if not more and workers.idle:
             return True
         if stop():
             return False
-        seconds = 0.0 if more and workers.has_room else _POLL
+        seconds = 0.0 if more and workers.accepts_more else _POLL
         try:
             while (event := workers.poll(seconds)) is not None:
                 seconds = 0.0  # all that is there already
@@ -225,7 +225,7 @@ def run_job(
 
 
 def note_of(record: BatchRecord) -> Document:
-    """What the answer to a record is checked against: its note, or else its prompt."""
+    """The source that the answer to a record is checked against: its note, or else its prompt."""
     if record.note is not None:
         return record.note
     turns = (record.prompt,) if isinstance(record.prompt, str) else record.prompt
@@ -233,7 +233,7 @@ def note_of(record: BatchRecord) -> Document:
 
 
 def readable_time(seconds: float) -> str:
-    """A time that a person can read: 45 s, 12 min, 3 h 05 min."""
+    """A duration as text: 45 s, 12 min, 3 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

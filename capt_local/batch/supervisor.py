@@ -1,13 +1,12 @@
 """Supervision of worker processes: each record gets an answer or a failure, whatever happens.
 
-Messages between a run and a worker are JSON objects, each behind its length: plain JSON, so that
-neither side can make the other run anything. Text of patients goes through the pipe alone; no file
-is made.
+Messages between a run and a worker are length-prefixed JSON objects: unlike pickle, they cannot
+execute code on the other side. Patient text goes through the pipe only, never through a file.
 
-When a worker dies, the records that it had begun are suspects: a new worker gets them one at a
-time, so that the record that kills workers is known. One with which alone two workers have died
-has failed, and the others go on. A worker that starts, loads or has records and sends nothing for
-too long is ended, which is a death like others.
+When a worker dies, the records that it had begun become suspects: a new worker gets them one at a
+time, which identifies the record that kills workers. A record that kills two workers on its own
+fails, and the others continue. A worker that starts, loads or has records and sends nothing for too
+long is killed and handled like any other death.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from capt_local.llama.options import LoadOptions
 WireMessage = dict[str, Any]
 _HEAD = struct.Struct(">I")
 _LARGEST = 1 << 30
-DEATHS = 2  # of workers with one record alone
+DEATHS_PER_RECORD = 2  # of workers with one record alone, before it fails
 DEATHS_IN_A_ROW = 10  # without an answer between them; then the cause is not the records
 # Records sent for each that is answered at once: with only one, the worker would wait for a record
 # while its answers wait to be written.
@@ -67,8 +66,8 @@ class WorkerConfig:
     """Which models a worker loads, how, and what all records of a run share.
 
     Attributes:
-        bundle: as the run found it, digests included, so that a worker that is started again
-            cannot load something else.
+        bundle: with the digests of the first start, so that a restarted worker cannot load
+            other files.
         parallel: how many answers are made at once.
         best_of: answers to each record, of which the best counts by the scorer.
     """
@@ -92,7 +91,7 @@ def send(stream: IO[bytes], message: WireMessage) -> None:
 
 
 def receive(stream: IO[bytes]) -> WireMessage | None:
-    """The next message; None where the other side has gone, also in the middle of one."""
+    """The next message; None at the end of the stream, also inside a message."""
     head = stream.read(_HEAD.size)
     if len(head) < _HEAD.size or (size := _HEAD.unpack(head)[0]) > _LARGEST:
         return None
@@ -102,7 +101,7 @@ def receive(stream: IO[bytes]) -> WireMessage | None:
 
 
 def pack(value: object) -> Any:
-    """A dataclass as JSON has it; paths as text."""
+    """A dataclass as JSON-compatible values; paths as text."""
     return msgspec.to_builtins(value, enc_hook=str)
 
 
@@ -113,7 +112,7 @@ class Death:
     Attributes:
         cause: for a sentence: "it was killed (SIGKILL), probably because memory ran out".
         killed, hung: whether memory is the likely reason, or that it reported no progress.
-        error: what it reported itself; None where it had no time to.
+        error: the error that it reported before it ended, or None.
     """
 
     cause: str
@@ -123,7 +122,7 @@ class Death:
 
     @classmethod
     def by_code(cls, code: int) -> Death:
-        """Of a worker that had no time to report why."""
+        """The death of a worker that sent no error, by its exit code."""
         if code >= 0:
             return cls(f"it ended with exit code {code}")
         try:
@@ -137,7 +136,7 @@ class Death:
         return cls(f"it ended by {name}")
 
     def at_start(self) -> CaptError:
-        """What to raise where the worker died before it could answer anything."""
+        """The error to raise if the worker died before it could answer anything."""
         if self.error is not None:
             return self.error
         if self.killed:
@@ -148,7 +147,7 @@ class Death:
         return WorkerFailed(f"The worker process died while it loaded the models: {self.cause}.")
 
     def failure(self) -> Failure:
-        """Of a record that is given up."""
+        """The failure of the record that killed the worker."""
         if self.hung:
             return Failure(
                 "timed_out",
@@ -162,7 +161,7 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class RecordOutcome:
-    """What became of a record: one of `answer` (as `report.json.answer_object`) and `failure`."""
+    """The outcome of a record: `answer` (as `report.json.answer_object`) or `failure`."""
 
     key: int
     answer: dict[str, Any] | None = None
@@ -170,8 +169,8 @@ class RecordOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What else happened: one of these is set.
+class WorkerEvent:
+    """Another event of a worker: at most one field is set.
 
     Attributes:
         hello: a worker's facts about its machine; it has loaded nothing yet.
@@ -195,7 +194,7 @@ class Process(Protocol):
 
 
 def worker_command() -> list[str]:
-    """What starts a worker. Other accounts can see it, so there is nothing of the run in it."""
+    """The command of a worker. Other accounts can see it, so it holds nothing of the run."""
     paths = json.dumps([path or os.getcwd() for path in sys.path])
     # -P: or a json.py in the folder of the notes would be imported before the path is set.
     return [sys.executable, "-P", "-c", _START, paths]
@@ -236,7 +235,7 @@ class WorkerProcess:
         self._outbox.put(message)
 
     def poll(self, seconds: float) -> WireMessage | Death | None:
-        """Its next message; None where there is none for so long."""
+        """Its next message or its death; None after `seconds` without one."""
         try:
             message = self._received.get(timeout=seconds)
         except queue.Empty:
@@ -264,7 +263,7 @@ class WorkerProcess:
             thread.join(_END_SECONDS if ended else 0)
 
     def _ended(self) -> bool:
-        """Whether it has ended, or does so soon."""
+        """Whether it has ended, waiting briefly for it."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         return self._process.returncode is not None
@@ -316,30 +315,30 @@ class WorkerSupervisor:
         self._worker.send(self._load)
 
     @property
-    def has_room(self) -> bool:
+    def accepts_more(self) -> bool:
         """Whether another record may be put."""
         return self.records < self._window
 
     @property
     def records(self) -> int:
-        """How many have no outcome yet."""
+        """The number of records without an outcome."""
         return len(self._waiting) + len(self._sent)
 
     def put(self, key: int, request: WireMessage) -> None:
         self._waiting.append((key, request))
         self._feed()
 
-    def no_more(self) -> None:
-        """There will be no other records: the worker ends behind the last one."""
+    def close_input(self) -> None:
+        """Marks the input as complete: the worker ends after the last record."""
         self._ends = True
         self._feed()
 
-    def poll(self, seconds: float) -> RecordOutcome | News | None:
-        """What happens next; None where nothing does for so long.
+    def poll(self, seconds: float) -> RecordOutcome | WorkerEvent | None:
+        """The next outcome or event; None after `seconds` without one.
 
         Raises:
-            CaptError: a worker cannot be started or cannot load the models, or workers die again
-                and again.
+            CaptError: a worker cannot be started or cannot load the models, or workers die
+                repeatedly.
         """
         if self._dead:
             self._worker.kill()
@@ -351,7 +350,7 @@ class WorkerSupervisor:
             event = self._died(message) if isinstance(message, Death) else self._handle(message)
             if event is not None:
                 return event
-        # Only time that was spent listening counts.
+        # Only time spent waiting for messages counts.
         self._silent += left
         limit = self._timeout if self._sent else math.inf
         if self._silent < (limit if self._ready else max(self._timeout, LOAD_TIMEOUT)):
@@ -363,15 +362,15 @@ class WorkerSupervisor:
         """Ends the worker; its records are dropped."""
         self._worker.kill()
 
-    def _handle(self, message: WireMessage) -> RecordOutcome | News | None:
+    def _handle(self, message: WireMessage) -> RecordOutcome | WorkerEvent | None:
         if "hello" in message:
-            return News(hello=message["hello"])
+            return WorkerEvent(hello=message["hello"])
         if "loading" in message:
-            return News(loading=(message["loading"], message["share"]))
+            return WorkerEvent(loading=(message["loading"], message["share"]))
         if "ready" in message:
             self._ready = True
             self._feed()
-            return News(ready=message["ready"])
+            return WorkerEvent(ready=message["ready"])
         if "begun" in message:
             self._begun.add(message["begun"])
         if (key := message.get("answered", message.get("failed"))) is None:
@@ -389,8 +388,8 @@ class WorkerSupervisor:
         self._begun.discard(key)
         self._suspects.discard(key)
 
-    def _died(self, death: Death) -> RecordOutcome | News:
-        """Decides about the records of a worker that died; the next `poll` replaces it."""
+    def _died(self, death: Death) -> RecordOutcome | WorkerEvent:
+        """Requeues or fails the records of a dead worker; the next `poll` replaces it."""
         begun, self._begun = self._begun, set()
         self._dead, self._silent = True, 0.0
         if not self._ready or (death.error is not None and not begun):
@@ -406,20 +405,20 @@ class WorkerSupervisor:
         if len(begun) == 1:
             (alone,) = begun
             self._deaths[alone] += 1
-            if self._deaths[alone] >= DEATHS:
+            if self._deaths[alone] >= DEATHS_PER_RECORD:
                 failed = alone
                 self._forget(alone)
-        # What was sent comes back in front: suspects first, then what had not begun.
+        # Requeue the sent records in front: suspects first, then those that had not begun.
         sent = sorted(self._sent.items(), key=lambda item: item[0] not in self._suspects)
         self._sent.clear()
         self._waiting.extendleft(reversed(sent))
         self._ready = self._end_sent = False
         if failed is None:
-            return News(died=death.cause)
+            return WorkerEvent(died=death.cause)
         return RecordOutcome(failed, failure=death.failure())
 
     def _feed(self) -> None:
-        """Sends the worker what it may have: suspects one at a time."""
+        """Sends queued records up to the window; suspects one at a time."""
         if not self._ready:
             return
         limit = 1 if self._suspects else self._window
@@ -442,13 +441,13 @@ class Workers:
         self._facts: list[dict[str, Any]] = []
 
     def hello(self, seconds: float) -> dict[str, Any] | None:
-        """The facts about their machines, which must have the same build; None: not all are here.
+        """The facts about their machines, which must have the same build; None until all have come.
 
         Raises:
             CaptError: a worker cannot start, or the builds differ.
         """
         event = self._all[len(self._facts)].poll(seconds)
-        if isinstance(event, News) and event.hello is not None:
+        if isinstance(event, WorkerEvent) and event.hello is not None:
             self._facts.append(event.hello)
         if len(self._facts) < len(self._all):
             return None
@@ -469,8 +468,8 @@ class Workers:
             each.load(config)
 
     @property
-    def has_room(self) -> bool:
-        return any(each.has_room for each in self._all)
+    def accepts_more(self) -> bool:
+        return any(each.accepts_more for each in self._all)
 
     @property
     def idle(self) -> bool:
@@ -481,11 +480,11 @@ class Workers:
         """Gives a record to the worker that has fewest."""
         min(self._all, key=lambda each: each.records).put(key, request)
 
-    def no_more(self) -> None:
+    def close_input(self) -> None:
         for each in self._all:
-            each.no_more()
+            each.close_input()
 
-    def poll(self, seconds: float) -> RecordOutcome | News | None:
+    def poll(self, seconds: float) -> RecordOutcome | WorkerEvent | None:
         self._all.append(self._all.pop(0))  # in turn, so that none waits behind the others
         busy = [each for each in self._all if each.records]
         for each in busy:

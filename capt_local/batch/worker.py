@@ -31,7 +31,7 @@ from capt_local.batch.supervisor import WireMessage, WorkerConfig, receive, send
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.options import GenerateOptions
 from capt_local.documents import Document
-from capt_local.errors import CaptError, place_of
+from capt_local.errors import CaptError, error_location
 from capt_local.grounding import missing_from
 from capt_local.prompting.messages import Message
 from capt_local.provenance import about_model, platform_name, versions_of
@@ -49,7 +49,7 @@ def main(
     open_runtime: OpenRuntime | None = None, facts: Callable[[], dict[str, Any]] | None = None
 ) -> None:
     """Serves until the run ends. The arguments replace the models, for tests."""
-    from capt_local.hardening import be_first_to_go, keep_memory_private
+    from capt_local.hardening import keep_memory_private, prefer_oom_kill
 
     def open_models(config: WorkerConfig, progress: Callable[[str, float], None]) -> Runtime:
         return Runtime.open(
@@ -61,9 +61,9 @@ def main(
             roles=config.options.method.roles,
         )
 
-    be_first_to_go()
+    prefer_oom_kill()
     keep_memory_private()
-    # Signals of a terminal or a batch system are for the run, which then ends its worker.
+    # The parent process handles signals of the terminal or batch system, then ends the worker.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -74,13 +74,13 @@ def main(
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A record that is being answered, and what its requests gave so far."""
+class _PendingRecord:
+    """A record in progress, with the results of its requests so far."""
 
     key: int
     prompt: str | list[Message]
     options: GenerateOptions
-    source: tuple[str, str] | None  # the text that has to have all facts, and what it is
+    source: tuple[str, str] | None  # the text that must support all facts, and its kind
     results: list[RequestResult] = field(default_factory=list)
 
 
@@ -102,7 +102,7 @@ class Worker:
         self._last_sent = 0.0
 
     def serve(self) -> None:
-        """Does everything from `hello` to the end."""
+        """Runs the protocol from `hello` to the end."""
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self._send({"hello": self._facts()})
@@ -127,11 +127,11 @@ class Worker:
             self._send({"fatal": type(error).__name__, "message": str(error)})
         except Exception as error:
             # The message of such an error may hold text of a record.
-            place = f"{type(error).__name__} at {place_of(error)}"
+            place = f"{type(error).__name__} at {error_location(error)}"
             self._send({"fatal": "unexpected", "message": place})
 
     def _read(self) -> None:
-        """Receives messages as they come; without the run there is nothing left to do."""
+        """Queues incoming messages; exits the process when the run has gone."""
         while (message := receive(self._incoming)) is not None:
             self._messages.put(message)
         os._exit(0)
@@ -152,10 +152,10 @@ class Worker:
             self._send({"loading": role, "share": share})
 
     def _answer(self, runtime: Runtime, config: WorkerConfig, scorer: Scorer | None) -> None:
-        """Answers records side by side; the candidates of several records share the slots."""
-        asked: dict[int, _Asked] = {}  # by the index of each request
+        """Answers records concurrently; the candidates of several records share the slots."""
+        asked: dict[int, _PendingRecord] = {}  # by the index of each request
         requests = self._requests(config, asked)
-        # Also where it is one at a time: so answers have the same bits as side by side.
+        # Also with one slot, so that answers have the same bits as concurrent ones.
         many = runtime.generate_many(requests, parallel=config.parallel, cancel=self._alive)
         for result in many:
             record = asked.pop(result.index)
@@ -163,7 +163,9 @@ class Worker:
             if len(record.results) == config.best_of:
                 self._deliver(runtime.bundle.id, record, scorer)
 
-    def _requests(self, config: WorkerConfig, asked: dict[int, _Asked]) -> Iterator[Request]:
+    def _requests(
+        self, config: WorkerConfig, asked: dict[int, _PendingRecord]
+    ) -> Iterator[Request]:
         """Requests as they are wanted, those of one record behind each other."""
         # The run sends more records than are answered at once, so waiting for the next one delays
         # nothing. Behind one that is `alone` it sends no other before the answer, so the call ends
@@ -180,7 +182,7 @@ class Worker:
             if not isinstance(prompt, str):
                 prompt = [Message(**turn) for turn in prompt]
             options = record_options(config.options, message["seed"], message["adapter_scales"])
-            record = _Asked(key, prompt, options, message.get("source"))
+            record = _PendingRecord(key, prompt, options, message.get("source"))
             if config.best_of > 1:
                 requests = candidate_requests(prompt, options, config.best_of, raw=config.raw)
             else:
@@ -190,7 +192,7 @@ class Worker:
                 count += 1
                 yield request
 
-    def _deliver(self, model: str, record: _Asked, scorer: Scorer | None) -> None:
+    def _deliver(self, model: str, record: _PendingRecord, scorer: Scorer | None) -> None:
         """Sends the answer to a record, the best of several, or why there is none."""
         results = sorted(record.results, key=lambda result: result.index)
         error = next((result.error for result in results if result.error is not None), None)
@@ -240,8 +242,8 @@ def machine_facts() -> dict[str, Any]:
             "numpy": numpy.__version__,
         },
         "build": {"platform": platform_name(), "llama_cpp": build.system_info},
-        # What is free on them changes, which they are does not. llama.cpp may describe a CPU
-        # without its model, so that is added.
+        # Without free memory, which changes between starts. llama.cpp may describe a CPU without
+        # its model name, so that is added.
         "devices": [*devices, f"processor: {processor_name()}"],
     }
 

@@ -1,8 +1,8 @@
-"""A bundle as one file: a plain tar of stored members in one order, read without mercy.
+"""The archive of a bundle: an uncompressed tar with a fixed order of members, read strictly.
 
-The signed manifest says which members there are, how they are called and how long they are. So the
-reader knows every byte of every header beforehand and takes no other: no link, no folder, no
-device, no other name or order, nothing behind the end. Any tar program reads such an archive.
+The signed manifest determines names, order and sizes of the members. So the reader knows every byte
+of every header in advance and accepts nothing else: no links, folders or devices, no other names or
+order, no trailing data. Any tar program reads such an archive.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Member:
     name: str  # in the folder and in an archive
     size: int | None  # bytes; None for a template, of which the manifest has the digest alone
     sha256: str
-    source: Path  # where it lies now
+    source: Path  # its present path
 
     @property
     def most(self) -> int:
-        """Bytes that it may have."""
+        """Its maximum size in bytes."""
         return LARGEST_TEMPLATE if self.size is None else self.size
 
 
@@ -98,7 +98,7 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
 
 
 def header(name: str, size: int) -> bytes:
-    """The header of a member: ustar, mode 0600, nobody's, of no time."""
+    """The ustar header of a member: mode 0600; owner, group and time are 0."""
     length = f"{size:011o}\0".encode() if size < _SMALL else b"\x80" + size.to_bytes(11, "big")
     front = name.encode("ascii").ljust(100, b"\0") + b"0000600\0" + b"0000000\0" * 2
     behind = b"0" + bytes(100) + _MARK + b"\x0000" + bytes(247)
@@ -108,7 +108,7 @@ def header(name: str, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What stands between a member and the next header."""
+    """The zero bytes that fill the last block of a member."""
     return bytes(-size % BLOCK)
 
 
@@ -150,7 +150,7 @@ def export(
         signature = sign(manifest, key) if key else read_signature(folder)
     try:
         check_space(place.parent, sum(each.source.stat().st_size for each in files) + CHUNK)
-        # On the same disk, in a folder that nobody has and that goes at the end.
+        # In a temporary folder on the same disk, deleted at the end.
         with tempfile.TemporaryDirectory(
             prefix=f"{place.name}.", suffix=".part", dir=place.parent, ignore_cleanup_errors=True
         ) as draft:
@@ -199,13 +199,13 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def new_file(path: Path) -> BinaryIO:
-    """A file that is not there yet, for writing, of this user alone; never through a link."""
+    """Creates a file of mode 0600 for writing; never through a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A regular file, for reading; ModelError for a link and for what would wait."""
+    """Opens a regular file for reading; ModelError for a link, a pipe or a device."""
     try:
         return open_regular(path, follow=False)
     except FileNotFoundError:
@@ -266,7 +266,7 @@ class Archive:
             self._stream.seek(count, os.SEEK_CUR)
 
     def end(self) -> None:
-        """Refuses what stands behind the last member."""
+        """Refuses data after the last member."""
         if self.read(len(self._left)) != self._left or self.read(len(END)) != END:
             raise self._damaged("there is something behind the last file of the manifest")
         if self._some(1):
@@ -283,7 +283,7 @@ class Archive:
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
-        """Tells errors of the system in reading, such as those of a stick that is pulled."""
+        """Converts an OSError in reading, such as of an unplugged stick, to a ModelError."""
         try:
             yield
         except OSError as error:

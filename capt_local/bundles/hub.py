@@ -1,9 +1,9 @@
 """`models pull`: the files of a bundle from a Hugging Face hub, named by a recipe.
 
 A recipe names repositories, files and licences, and the commits and digests that are known.
-`huggingface_hub` makes the requests, tries again and resumes what was cut. Its environment holds:
+`huggingface_hub` makes the requests, retries, and resumes downloads. It reads its environment:
 HF_ENDPOINT names a mirror, HF_TOKEN is sent if it is set, HF_HUB_OFFLINE forbids the network.
-Nothing that a server says is repeated; each file's SHA-256 is computed from what came.
+Messages of a server are never shown; each file's SHA-256 is computed from the received bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from capt_local.bundles.archive import CHUNK, check_space
-from capt_local.bundles.install import Staging, put_together, wipe
+from capt_local.bundles.install import Staging, assemble, wipe
 from capt_local.bundles.manifest import (
     Bundle,
     Count,
@@ -36,7 +36,7 @@ from capt_local.bundles.manifest import (
 from capt_local.bundles.verify import Progress
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import (
-    NotReadable,
+    ParseError,
     convert,
     form,
     make_private_folder,
@@ -61,7 +61,7 @@ PathPattern = Annotated[
 
 
 class RecipePart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a recipe says of one model."""
+    """One model of a recipe."""
 
     weights: str  # the model, as its makers call it
     # Of the weights, as one word; "not-stated" where nobody says.
@@ -73,7 +73,7 @@ class RecipePart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     style: Style = Style.CHAT
 
     def names(self, path: str) -> bool:
-        """Whether a path in the repository is the one that is meant, and a harmless one."""
+        """Whether a path in the repository matches `file` and is a safe file name."""
         pattern = re.escape(self.file).replace(r"\*", "[^/]*")
         harmless = re.fullmatch(_FILE, path) and ".." not in path
         return harmless is not None and re.fullmatch(pattern, path) is not None
@@ -113,7 +113,7 @@ def find_recipe(reference: str) -> Recipe:
 
 
 def read_recipes(file: Path) -> list[Recipe]:
-    """The recipes of the package's file, or the one of a file of somebody's own.
+    """The recipes of the package's file, or the one recipe of a user's file.
 
     Raises:
         ModelError: it cannot be read, or is broken.
@@ -128,7 +128,7 @@ def read_recipes(file: Path) -> list[Recipe]:
             found.append(convert({**table, "models": models}, Recipe))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror or 'unreadable'}.") from None
-    except NotReadable as error:
+    except ParseError as error:
         raise ModelError(f"{file}: {error}.") from None
     return found
 
@@ -169,7 +169,7 @@ def _choose(role: Role, part: RecipePart, listing: ModelInfo) -> ModelFile:
         commit = convert(listing.sha, Commit)
         size = convert(lfs.size if lfs else size, Count)
         digest = convert(lfs.sha256, Digest) if lfs else None
-    except NotReadable:
+    except ParseError:
         raise ModelError(f"{where}: what the hub says of it is not understood.") from None
     if part.revision not in (None, commit) or (digest and part.sha256 not in (None, digest)):
         raise ModelError(
@@ -222,7 +222,7 @@ def download(
         context=recipe.context,
         card={**recipe.card, "foundation_models": weights},
     )
-    put, _ = put_together(wanted, staging.folder, report)
+    put, _ = assemble(wanted, staging.folder, report)
     for role, file in files.items():
         found = put.models[role]
         if file.sha256 not in (None, found.sha256) or found.size != file.size:
@@ -235,8 +235,8 @@ def download(
     return put
 
 
-class _AtMost(io.BufferedRandom):
-    """A file that takes as many bytes as the hub has said and no more: a disk is not for it."""
+class _BoundedFile(io.BufferedRandom):
+    """A file that is limited to the size the hub has announced, so that it cannot fill the disk."""
 
     def __init__(self, handle: int, most: int) -> None:
         super().__init__(io.FileIO(handle, "r+"))
@@ -249,7 +249,7 @@ class _AtMost(io.BufferedRandom):
 
 
 def _fetch(file: ModelFile, folder: Path) -> Path:
-    """Downloads a file to below a folder, going on behind what is there."""
+    """Downloads a file into a folder, resuming a partial download."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
@@ -260,7 +260,7 @@ def _fetch(file: ModelFile, folder: Path) -> Path:
     with _explained(f"{repository}: {path}"):
         make_private_folder(folder)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        with _AtMost(os.open(place, flags, 0o600), file.size) as stream:
+        with _BoundedFile(os.open(place, flags, 0o600), file.size) as stream:
             there = stream.seek(0, os.SEEK_END)
             if there < file.size:
                 http_get(
@@ -274,7 +274,7 @@ def _fetch(file: ModelFile, folder: Path) -> Path:
 
 
 def _token() -> str | bool:
-    """The token that is sent to the hub, or False; settles how the library behaves, too."""
+    """The token for the hub, or False; also configures the library (no Xet, no telemetry)."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -289,7 +289,7 @@ def _token() -> str | bool:
 
 
 def _client() -> Any:
-    """The client of the library; what is packed, or a listing without end, is not read."""
+    """The library's HTTP client, refusing compressed responses and endless listings."""
     import httpx2
     from huggingface_hub.utils._http import default_client_factory
 
@@ -324,7 +324,7 @@ def _client() -> Any:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Errors of the library in our words: its own hold addresses and what a server said."""
+    """Rewords errors of the library: its messages hold addresses and texts of the server."""
     from huggingface_hub import errors
 
     again = "What came stays: give the same command again to go on."

@@ -1,10 +1,10 @@
-"""Putting a bundle together, and installing it in the user's own store: whole or not at all.
+"""Assembles a bundle and installs it atomically in the user's own store.
 
-A bundle is put together in a folder beside the store, on the same disk, and takes its place there
-in one move, when every byte has been checked against the manifest. Only this user can write that
-folder; a file is made only where there is none, and never through a link. Whether an import is at
-work is known by its lock, which the kernel releases however a process ends; what a killed one has
-left goes at the next import of that bundle, or by `models clean`.
+A bundle is assembled in a staging folder beside the store, on the same disk, and renamed into the
+store after every byte has been checked against the manifest. Only this user can write to the
+staging folder; files are created exclusively, never through a link. A running import holds a lock,
+which the kernel releases however the process ends; leftovers of a killed one are deleted by the
+next import of that bundle, or by `models clean`.
 
 `models create` links files that only this user and root can change, so that a bundle of files on
 the same disk uses no space, and copies all others; those that were given stay where they are.
@@ -55,7 +55,7 @@ from capt_local.bundles.manifest import (
 )
 from capt_local.bundles.sign import (
     LARGEST_SIGNATURE,
-    TRUST_IT,
+    TRUST_HINT,
     TrustedKey,
     check_signature,
     receipt,
@@ -86,11 +86,11 @@ def import_bundle(
     Args:
         path: of the archive.
         keys: that are trusted, by fingerprint.
-        examine: looks into the models when they are copied; raises to refuse them.
+        examine: checks the models after they are copied; raises to refuse them.
         report: called with a file's name and the share of it that is copied.
         unsigned: whether a bundle without a signature is accepted.
-        older: whether one is that is not newer than the installed one.
-        rule: of the site about signatures, for errors.
+        older: whether a version that is not newer than the installed one is accepted.
+        rule: the site's rule about signatures, for error messages.
 
     Returns:
         The bundle as it is installed, with its signer; False if it was installed already.
@@ -104,13 +104,13 @@ def import_bundle(
         signature = archive.whole(SIGNATURE, LARGEST_SIGNATURE)
         key: TrustedKey | None = None
         if signature:
-            key = keys[check_signature(manifest, signature, keys, rule or TRUST_IT)]
+            key = keys[check_signature(manifest, signature, keys, rule or TRUST_HINT)]
         elif not unsigned:
             hint = "Get a signed one, or take it on your own responsibility with --allow-unsigned."
             raise ModelError(
                 f"The bundle is not signed, so nobody knows who made it. {rule or hint}"
             )
-        # Only now is it read: an unknown hand's manifest is not parsed.
+        # Parsed only after the signature check: the manifest may be hostile.
         bundle = parse_manifest(manifest, Path(MANIFEST), present=False)
         store.check_id(bundle)
         files = members(bundle)
@@ -144,7 +144,7 @@ def import_bundle(
 
 
 def _check_version(bundle: Bundle, place: Path) -> None:
-    """Never back to an older bundle, which may have faults that are known."""
+    """Refuses a downgrade: an older bundle may have known defects."""
     file = place / MANIFEST
     if not file.is_file():
         return
@@ -176,14 +176,14 @@ def _copy(archive: Archive, member: Member, staging: Staging, report: Progress |
 
 
 class Staging:
-    """A bundle that is on its way into the store. Use it as a context manager.
+    """The staging folder of a bundle, with its lock. Use it as a context manager.
 
     Args:
-        place: in the user's own store, where the bundle will lie.
+        place: the bundle's future folder in the user's own store.
 
     Attributes:
-        folder: where it is put together.
-        downloads: files that are on their way into it; they stay for another try.
+        folder: the staging folder.
+        downloads: folder of partial downloads; they are kept for a retry.
 
     Raises:
         ModelError: the store cannot be written, or the same bundle is being imported already.
@@ -206,7 +206,7 @@ class Staging:
             except NotImplementedError:
                 raise OSError(0, "its file system has no locks") from None
             try:
-                self._mend()
+                self._recover()
             except OSError:
                 self._lock.release()
                 raise
@@ -219,7 +219,7 @@ class Staging:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Tells errors of the system, in what is done with files of the folder, as the store's."""
+        """Converts an OSError of file operations in the store to a ModelError."""
         try:
             yield
         except OSError as error:
@@ -229,7 +229,7 @@ class Staging:
             ) from None
 
     def is_installed(self, manifest: bytes, signature: bytes) -> bool:
-        """Whether this very bundle is in the store."""
+        """Whether the bundle in the store has this manifest and signature."""
         found = _bytes(self._place / MANIFEST), _bytes(self._place / SIGNATURE)
         return found == (manifest, signature)
 
@@ -250,7 +250,7 @@ class Staging:
             self.write(folder / RECEIPT, data)
 
     def install(self) -> None:
-        """Lets the bundle take its place; the one that was there goes behind that."""
+        """Renames the bundle into the store, then deletes the one that it replaces."""
         check_replaceable(self._place)  # much time may have gone by
         with self.guarded():
             try:
@@ -263,11 +263,11 @@ class Staging:
                 if self._old.exists():
                     shutil.rmtree(self._old)
             except OSError:
-                self._mend()
+                self._recover()
                 raise
 
-    def _mend(self) -> None:
-        """After a power cut between two moves, the bundle that was there has its place again."""
+    def _recover(self) -> None:
+        """After a power cut between the two renames: restores the old bundle, or deletes it."""
         if os.path.lexists(self._old):
             if os.path.lexists(self._place):
                 wipe(self._old)
@@ -277,7 +277,7 @@ class Staging:
 
 @contextlib.contextmanager
 def new_staging(place: Path) -> Iterator[Staging]:
-    """A new, empty folder for a bundle; what is left of it at the end, or of an earlier try, goes.
+    """A new, empty staging folder; it is deleted at the end, and leftovers of an earlier try too.
 
     Raises:
         ModelError: the folder cannot be written, or the same bundle is being made already.
@@ -292,7 +292,7 @@ def new_staging(place: Path) -> Iterator[Staging]:
             shutil.rmtree(staging.folder, ignore_errors=True)
 
 
-def place_for(name: str, *, replace: bool) -> Path:
+def install_path(name: str, *, replace: bool) -> Path:
     """Where a new bundle of an id will lie in the user's own store.
 
     Raises:
@@ -314,7 +314,7 @@ def place_for(name: str, *, replace: bool) -> Path:
 
 
 def check_replaceable(place: Path) -> None:
-    """Raises ModelError where something lies that is no bundle, such as a link to a folder."""
+    """Raises ModelError if the path exists but is no bundle, such as a link to a folder."""
     if os.path.lexists(place) and (place.is_symlink() or not os.path.isfile(place / MANIFEST)):
         raise ModelError(
             f"{place} is there already, and is no bundle. Nothing was made: move it away first."
@@ -330,7 +330,7 @@ def wipe(place: Path) -> None:
 
 
 def _bytes(place: Path) -> bytes:
-    """Of a regular file of the store; nothing of what is another thing, or not there."""
+    """The bytes of a regular file of the store; empty if it is missing or no regular file."""
     with contextlib.suppress(OSError), open_regular(place, follow=False) as stream:
         return stream.read(LARGEST_MANIFEST + 1)
     return b""
@@ -341,7 +341,7 @@ def _lock(above: Path, name: str) -> FileLock:
 
 
 def leftovers() -> dict[str, int]:
-    """What stopped imports have left: bytes by the names of the bundles; changes nothing."""
+    """Leftovers of stopped imports: bytes by name of the bundle; changes nothing."""
     above, found = store.staging_folder(), dict[str, int]()
     with contextlib.suppress(OSError):
         for entry in sorted(above.iterdir()):
@@ -368,7 +368,7 @@ def _is_busy(above: Path, name: str) -> bool:
 
 
 def clear(name: str) -> None:
-    """Deletes what is left of one bundle; what a power cut took out of the store goes back there.
+    """Deletes the leftovers of one bundle; first undoes an installation that a power cut stopped.
 
     Raises:
         ModelError: an import of it is at work, or it cannot be deleted.
@@ -386,14 +386,14 @@ _HEAD = (
 )  # fmt: skip
 
 
-def put_together(
+def assemble(
     wanted: Bundle, folder: Path, report: Progress | None = None
 ) -> tuple[Bundle, list[str]]:
-    """Brings the files of a bundle, wherever they lie, into an empty folder.
+    """Links or copies the files of a bundle into an empty folder.
 
     Returns:
-        The bundle with places, sizes and digests of its files; and the names of those that share
-        their bytes with the files that were given.
+        The bundle with paths, sizes and digests of its files; and the names of those that are hard
+        links to the original files.
 
     Raises:
         ModelError: a file cannot be read or written, or there is too little room.

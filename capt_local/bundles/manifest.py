@@ -24,7 +24,7 @@ from msgspec import Meta
 
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import (
-    NotReadable,
+    ParseError,
     convert,
     form,
     parse_toml,
@@ -77,7 +77,7 @@ class PackageFile:
 
     @property
     def name(self) -> str:
-        """The name that it has beside the manifest of a bundle that travels."""
+        """Its file name, which it also has in an exported bundle."""
         return PurePosixPath(self.file).name
 
     def find(self, folder: Path) -> Path:
@@ -179,9 +179,9 @@ class ModelFile(AttachedFile):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What the bundle asks for where the user says nothing; None is the program's own default.
+    """The bundle's defaults for options that the user does not set; None: the program's default.
 
-    The fixed weights are one for all pairs or one for each; empty: from the evidence.
+    `alphas` are the fixed weights, one for all pairs or one for each; empty: from the evidence.
     """
 
     method: Literal["capt", "target", "expert", "base"] | None = None
@@ -212,7 +212,7 @@ class Bundle:
     id: ShortName  # its folder in a store has this name, too
     models: dict[Role, ModelFile]  # the target always, of each pair both expert and base
     title: str = ""
-    version: str = ""  # numbers with dots where it is to travel
+    version: str = ""  # numbers with dots, if it is to be exported
     requires: str = ""  # the oldest capt-local that it is for; empty for any
     tested_with: str = ""  # a version of llama-cpp-python, or empty
     review_by: str = ""  # YYYY-MM-DD: somebody has to look at it again by then; or empty
@@ -223,17 +223,17 @@ class Bundle:
     card: dict[str, str] = field(default_factory=dict)  # by its headings, such as intended_use
     folder: Path | None = None  # where it lies; None for files that were given by their paths
     notices: tuple[str, ...] = ()  # warnings for the user
-    # What a bundle holds makes it the same, not how it was written down and by whom.
+    # Equality is by content, not by the bytes of the manifest or the signer.
     manifest_sha256: str | None = field(default=None, compare=False)  # as it was read
-    # Whose trusted key has signed it; None where nobody has, or it was not looked up.
+    # The trusted key that signed it; None if there is none, or it was not looked up.
     signer: Signer | None = field(default=None, compare=False)
-    # Read its files at every start, whatever the cache of digests says (sites with signatures).
-    read_digests: bool = field(default=False, compare=False)
+    # Hash its files at every start, ignoring the cache (where a site requires signatures).
+    always_hash: bool = field(default=False, compare=False)
     scorer: ScorerFile | None = None  # that ranks several answers
 
     @property
-    def may_be_signed(self) -> bool:
-        """Whether a signature, or what an import left of one, lies beside the manifest."""
+    def has_signature_file(self) -> bool:
+        """Whether a signature or the receipt of an import lies beside the manifest."""
         folder = self.folder
         return folder is not None and any(
             os.path.lexists(folder / name) for name in (SIGNATURE, RECEIPT)
@@ -257,7 +257,7 @@ class Bundle:
 
     @property
     def attached(self) -> tuple[tuple[str, AttachedFile], ...]:
-        """What it has beside the models, with what each file is."""
+        """Adapters and scorer, each with a name for errors."""
         found: list[tuple[str, AttachedFile]] = [
             (f"{role}'s adapter", one) for role, each in self.adapters.items() for one in each
         ]
@@ -267,7 +267,7 @@ class Bundle:
 
     @property
     def files(self) -> tuple[tuple[str, AttachedFile], ...]:
-        """All files that its manifest names but templates, models first, with what each is."""
+        """All files of its manifest except templates, models first, each with a name for errors."""
         return (*self.models.items(), *self.attached)
 
     @property
@@ -313,7 +313,7 @@ class Bundle:
         base: str | Path | Sequence[str | Path] | None = None,
         expert_adapter: str | Path | AdapterFile | Sequence[str | Path | AdapterFile] | None = None,
     ) -> Bundle:
-        """A bundle of files that were given one by one, without digests.
+        """A bundle of model files given by their paths, without digests.
 
         Of experts, bases and adapters there is one for each pair, in the same order; without
         experts, each is its base with its adapter.
@@ -375,7 +375,7 @@ def ordered_roles(names: Collection[str]) -> tuple[Role, ...]:
     """The keys of a table of models in the order of their pairs.
 
     Raises:
-        NotReadable: there is no target, a name is no role, a pair is not complete, or a number is
+        ParseError: there is no target, a name is no role, a pair is not complete, or a number is
             left out.
     """
     numbers = set()
@@ -383,14 +383,14 @@ def ordered_roles(names: Collection[str]) -> tuple[Role, ...]:
         if found := _PROXY.fullmatch(name):
             numbers.add(int(found[1] or 1))
         elif name != "target":
-            raise NotReadable(
+            raise ParseError(
                 "models.roles are target, expert, base, and expert-2, base-2, ... for further "
                 "pairs, and there is another one"
             )
     wanted = roles(max(numbers, default=0))
     for role in wanted:
         if role not in names:
-            raise NotReadable(
+            raise ParseError(
                 f"models.{role} is missing; a bundle has a target, and of each pair both expert "
                 "and base, numbered without a gap"
             )
@@ -447,7 +447,7 @@ def parse_manifest(data: bytes, file: Path, *, present: bool = True) -> Bundle:
     try:
         top = parse_toml(data, LARGEST_MANIFEST, "a bundle's manifest")
         bundle = _bundle(top, file.parent, present)
-    except NotReadable as error:
+    except ParseError as error:
         raise ModelError(f"{file}: {error}.") from None
     return replace(bundle, manifest_sha256=hashlib.sha256(data).hexdigest())
 
@@ -473,7 +473,7 @@ def _bundle(top: dict[str, Any], folder: Path, present: bool) -> Bundle:
     del top["schema"]
     card = convert(top.pop("card", {}), dict[str, str], "card")
     if not all(NAME.fullmatch(key) for key in card):
-        raise NotReadable("card has a key with odd characters")
+        raise ParseError("card has a key with odd characters")
     tables = convert(top.pop("models", {}), dict[str, Any], "models")
     scorer = None
     if "scorer" in tables:
@@ -496,7 +496,7 @@ def _bundle(top: dict[str, Any], folder: Path, present: bool) -> Bundle:
         notices=(),
         manifest_sha256=None,
         signer=None,
-        read_digests=False,
+        always_hash=False,
     )
 
 
@@ -508,12 +508,12 @@ def _read(table: dict[str, Any], kind: type[_Kind], place: str, **found: Any) ->
 
 
 def _refuse_newer(top: dict[str, Any], folder: Path) -> None:
-    """A newer bundle may have keys that this program does not know, so this comes first."""
+    """Refuses a newer format; checked first, since such a bundle may have unknown keys."""
     schema, needs, name = top.get("schema"), str(top.get("requires", "")), str(top.get("id"))
     if type(schema) is not int or schema < SCHEMA:
-        raise NotReadable(f"schema must be {SCHEMA}, the format that this program reads")
+        raise ParseError(f"schema must be {SCHEMA}, the format that this program reads")
     if needs and version_numbers(needs) is None:
-        raise NotReadable("requires must be a version of capt-local, such as 0.1.0")
+        raise ParseError("requires must be a version of capt-local, such as 0.1.0")
     if schema > SCHEMA:
         why = f"its format is {min(schema, 10**6)}, and this program reads {SCHEMA}"
     elif is_older(__version__, needs):
@@ -521,7 +521,7 @@ def _refuse_newer(top: dict[str, Any], folder: Path) -> None:
     else:
         return
     shown = name if NAME.fullmatch(name) else folder.name
-    raise NotReadable(
+    raise ParseError(
         f"the bundle {shown} was made for a newer capt-local: {why}. Update capt-local, or get a "
         "bundle made for this one"
     )
@@ -532,19 +532,19 @@ def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
     table = convert(value, dict[str, Any], at)
     template = table.pop("template_file", None)
     if table.get("template") and (template or table.get("template_sha256")):
-        raise NotReadable(
+        raise ParseError(
             f"{at}.template names a built-in template; remove template_file and its digest"
         )
     if template is not None:
         if "template_sha256" not in table:
-            raise NotReadable(f"{at}.template_sha256 is missing; template_file needs its digest")
+            raise ParseError(f"{at}.template_sha256 is missing; template_file needs its digest")
         template = _inside(template, f"{at}.template_file", folder, present)
     # One table, or an array of tables where there are several.
     listed = table.pop("adapter", [])
     listed = listed if isinstance(listed, list) else [listed]
     adapters = tuple(_file(one, AdapterFile, f"{at}.adapter", folder, present) for one in listed)
     if len({one.path for one in adapters}) < len(adapters):
-        raise NotReadable(f"{at}.adapter names a file twice")
+        raise ParseError(f"{at}.adapter names a file twice")
     found = {"role": role, "template_file": template, "adapters": adapters}
     return _file(table, ModelFile, at, folder, present, **found)
 
@@ -552,11 +552,11 @@ def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
 def _file(
     value: object, kind: type[_Kind], at: str, folder: Path, present: bool, **found: Any
 ) -> _Kind:
-    """A model or attached file, where its keys `file` and `package` say that it lies."""
+    """A model or attached file, located by its keys `file` and `package`."""
     table = convert(value, dict[str, Any], at)
     for key in ("file", "sha256"):
         if key not in table:
-            raise NotReadable(f"{at}.{key} is missing")
+            raise ParseError(f"{at}.{key} is missing")
     file, package = table.pop("file"), None
     if "package" in table:
         name = convert(table.pop("package"), ShortName, f"{at}.package")
@@ -574,7 +574,7 @@ def _defaults(value: object, pairs: int) -> Defaults:
         listed = alpha if isinstance(alpha, list) else [alpha]
         alphas = convert(tuple(listed), tuple[_Alpha, ...], "defaults.alpha")
         if len(alphas) not in (1, pairs):
-            raise NotReadable(
+            raise ParseError(
                 f"defaults.alpha must be one number, or one for each pair of the bundle ({pairs})"
             )
     return _read(table, Defaults, "defaults", alphas=alphas)
@@ -588,7 +588,7 @@ def _inside(value: object, at: str, folder: Path, present: bool) -> Path:
     except (OSError, RuntimeError):  # no access, a name that is too long, a link to itself
         there = False
     if present and not there:
-        raise NotReadable(
+        raise ParseError(
             f"{at} names {path.name}, which is not there, or a link that leaves the folder"
         )
     return path
@@ -599,5 +599,5 @@ def _relative(value: object, at: str) -> str:
     text = convert(value, str, at)
     path = PurePosixPath(text)
     if "\\" in text or path.is_absolute() or not path.name or ".." in path.parts:
-        raise NotReadable(f"{at} must name a file inside the folder of the bundle, with '/'")
+        raise ParseError(f"{at} must name a file inside the folder of the bundle, with '/'")
     return text

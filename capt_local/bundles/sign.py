@@ -1,15 +1,15 @@
 """Ed25519 signatures of manifests, and the public keys that are trusted.
 
 A manifest names every file of a bundle with its digest, so one signature of its bytes holds for
-all of them. Which keys are trusted is a matter of files in folders that only their owner may write;
-a key comes there by another way than the bundles that it has signed.
+all of them. Trusted keys are files in folders that only their owner may write; a key must arrive by
+another way than the bundles that it has signed.
 
-An import leaves a receipt beside the manifest: which key it was checked against. So the signer is
-known later too, also where the key was trusted for that one import. A receipt counts in the user's
-own store alone, only where nobody else can have written it, and only for the very file that the
-import wrote: its place on the disk and its times, which nobody knows before a copy is made. So a
-folder that is copied into the store brings no receipt. Whatever it says, the signature is checked
-against the manifest again; and a bundle that has a receipt but no signature any more is refused.
+An import writes a receipt beside the manifest with the key that verified it. So the signer stays
+known, also if the key was trusted for that import only. A receipt is valid only in the user's own
+store, only if no other account can have written it, and only for the manifest file that the import
+wrote, identified by inode and times, which nobody can predict. So a receipt in a folder that was
+copied into the store is invalid. The signature is verified against the manifest in any case, and a
+bundle that has a receipt but no signature is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from capt_local.bundles.manifest import (
 from capt_local.bundles.verify import is_private
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import (
-    NotReadable,
+    ParseError,
     make_private_folder,
     others_may_write,
     parse_object,
@@ -51,10 +51,10 @@ from capt_local.strict_json import (
 LARGEST_SIGNATURE = 4096
 PUBLIC, PRIVATE = ".pub", ".key"
 _MARK = 16  # digits of a fingerprint in the name of a file
-# What is signed begins with this, so that no signature of another thing passes for one of these.
+# Domain separation: every signed message begins with this.
 _CONTEXT = b"capt-local bundle manifest 1\n"
 _LARGEST_KEY = _LARGEST_RECEIPT = 4096
-TRUST_IT = (
+TRUST_HINT = (
     "If its fingerprint is that of your source, install it: capt-local models trust FILE.pub."
 )
 
@@ -157,19 +157,19 @@ def _signature_file(name: str, signature: bytes) -> bytes:
 
 
 def _parts(signature: bytes) -> tuple[str, bytes]:
-    """The fingerprint that a file names, which proves nothing by itself, and the signature."""
+    """The key's fingerprint in a signature file (not verified), and the signature."""
     try:
         found = parse_object(signature)
         name, data = (bytes.fromhex(str(found.get(key))) for key in ("key", "signature"))
         if signature != _signature_file(name.hex(), data):
             raise ValueError
-    except (NotReadable, ValueError):
+    except (ParseError, ValueError):
         raise ModelError(f"The signature ({SIGNATURE}) is damaged. Get the bundle again.") from None
     return name.hex(), data
 
 
 def check_signature(
-    manifest: bytes, signature: bytes, keys: Mapping[str, TrustedKey], hint: str = TRUST_IT
+    manifest: bytes, signature: bytes, keys: Mapping[str, TrustedKey], hint: str = TRUST_HINT
 ) -> str:
     """Checks that one of these keys has signed a manifest, and returns its fingerprint.
 
@@ -206,13 +206,13 @@ def _installed(folder: Path) -> dict[Path, TrustedKey]:
     place = folder
     try:
         for place in sorted(file for file in folder.iterdir() if file.suffix == PUBLIC):
-            _refuse_shared(folder)
-            _refuse_shared(place)
+            _require_private(folder)
+            _require_private(place)
             found[place] = read_public(place)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        # Keys that cannot be read are not passed over: what they have signed would be nobody's.
+        # Unreadable keys are an error: what they have signed would silently become untrusted.
         raise ModelError(
             f"{place} cannot be read, so nobody knows which keys are trusted: "
             f"{error.strerror or 'no access'}. Let all who use this program read it (chmod a+rX)."
@@ -220,8 +220,8 @@ def _installed(folder: Path) -> dict[Path, TrustedKey]:
     return found
 
 
-def _refuse_shared(place: Path) -> None:
-    """Whoever may write a trusted key decides which models run."""
+def _require_private(place: Path) -> None:
+    """Refuses a path that others may write: a trusted key decides which models run."""
     if others_may_write(place.stat()):
         raise ModelError(
             f"{place} is not to be trusted: others may write it. Make it yours and chmod go-w it."
@@ -246,7 +246,7 @@ def install(file: Path, folder: Path) -> TrustedKey:
 
 
 def uninstall(name: str, folder: Path) -> tuple[TrustedKey, list[str]]:
-    """Takes the trust in a key back, also where it was trusted at an import.
+    """Removes a trusted key, and the receipts of imports that were verified with it.
 
     Args:
         name: of the key, or the beginning of its fingerprint.
@@ -307,8 +307,8 @@ def signer_of(
 
     Args:
         bundle: read from its manifest.
-        keys: returns the keys that are trusted, by fingerprint; called only if there is need.
-        receipts: whether a key counts that was trusted at import.
+        keys: returns the trusted keys, by fingerprint; called only if needed.
+        receipts: whether the key of an import receipt counts as trusted.
 
     Returns:
         The signer, if the key is trusted; else the fingerprint of the key, if there is one.
@@ -364,14 +364,14 @@ def read_signature(folder: Path) -> bytes:
 
 
 def receipt(key: TrustedKey, manifest: Path) -> bytes:
-    """What an import leaves of the key that has signed, for the manifest in its place."""
+    """The receipt of an import: the signing key, and the identity of the manifest file."""
     public = key.key.public_bytes_raw().hex()
     about = {"key": key.fingerprint, "name": key.name, "public": public, "file": _mark(manifest)}
     return json.dumps(about).encode()
 
 
 def _mark(manifest: Path) -> str:
-    """Which file a manifest is; empty for what no import writes, such as a link."""
+    """The identity (inode, size, times) of a manifest file; empty if it is not a regular file."""
     found = os.lstat(manifest)  # a link would lead a copy to a file that is known before
     # Without the device, whose number some file systems choose anew at each start.
     return ":".join(map(str, stamp_of(found)[1:])) if stat.S_ISREG(found.st_mode) else ""
@@ -380,8 +380,8 @@ def _mark(manifest: Path) -> str:
 def _receipt(folder: Path) -> tuple[TrustedKey, bool] | None:
     """The key that a receipt names, and whether it was made for this very file."""
     place, manifest = folder / RECEIPT, folder / MANIFEST
-    with contextlib.suppress(OSError, NotReadable, ValueError):
-        own = store.lies_in(folder, store.user_folder())
+    with contextlib.suppress(OSError, ParseError, ValueError):
+        own = store.is_in_store(folder, store.user_folder())
         if own and is_private(place) and is_private(manifest) and not place.is_symlink():
             found = parse_object(read_regular(place, _LARGEST_RECEIPT))
             public, name = found.get("public"), found.get("name")

@@ -23,7 +23,7 @@ from capt_local.errors import ModelError
 
 DEMO = "demo"
 OLD, LOCK, DOWNLOAD = ".old", ".lock", ".download"
-"""What `install` writes behind the name of a bundle on its way into the store."""
+"""Suffixes of the files that `install` makes beside a bundle's staging folder."""
 _IMPORT_FIRST = "{0!r} is an archive of a bundle: import it first, 'capt-local models import FILE'."
 # Names that mean a device on Windows, whatever their ending.
 RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -45,7 +45,7 @@ def find(reference: str | Path) -> Bundle:
         or text.endswith(".toml")
         or "/" in text
     ):
-        return _at(Path(os.path.expanduser(reference)))  # also of nobody's home
+        return _at(Path(os.path.expanduser(reference)))  # an unknown ~user is left as it is
     missing: PackageMissing | None = None
     packaged = [packaged_folder()] if reference == DEMO else []
     folders = chain(packaged, (each / reference for each in _stores()))
@@ -85,7 +85,7 @@ def available() -> tuple[list[Bundle], list[ModelError]]:
             problems.append(_unreadable(store, error))
     found: dict[str, Bundle] = {}
     for folder in folders:
-        # What no bundle can be called is none, such as the lost+found of a disk.
+        # Not a valid bundle name, such as the lost+found of a disk.
         if folder.name in found or not NAME.fullmatch(folder.name):
             continue
         try:
@@ -100,11 +100,11 @@ def is_installed(bundle: Bundle) -> bool:
     """Whether it lies in the user's own store or in a folder of CAPT_LOCAL_MODELS."""
     if bundle.folder is None:
         return False
-    return any(lies_in(bundle.folder, each) for each in _stores())
+    return any(is_in_store(bundle.folder, each) for each in _stores())
 
 
-def lies_in(folder: Path, store: Path) -> bool:
-    """Whether a bundle's folder lies in a store by its real path; in a link to itself nothing."""
+def is_in_store(folder: Path, store: Path) -> bool:
+    """Whether a bundle's folder is directly inside a store, with links resolved."""
     return os.path.dirname(os.path.realpath(folder)) == os.path.realpath(store)
 
 
@@ -119,7 +119,7 @@ def user_folder() -> Path:
 
 
 def staging_folder() -> Path:
-    """Where bundles are put together that are on their way into the user's own store."""
+    """The staging folder, where bundles for the user's own store are assembled."""
     return user_folder().parent / "incoming"
 
 
@@ -127,20 +127,20 @@ def packaged_folder() -> Path:
     """Where the demo bundle lies: inside an installed package, beside an editable one."""
     package = Path(str(resources.files("capt_local")))
     beside = package.parent / "models" / DEMO
-    # Beside an installed package lie the packages of others, hence the look at the project file.
+    # In site-packages, other packages are beside ours, hence the check for pyproject.toml.
     if (package.parent / "pyproject.toml").is_file() and (beside / MANIFEST).is_file():
         return beside
     return package / "models" / DEMO
 
 
 def is_id(name: str) -> bool:
-    """Whether a bundle can be called so, and its folder everywhere, on its way too."""
+    """Whether a name is a valid bundle id, usable as a folder name on every system."""
     reserved = RESERVED.fullmatch(name) or name.endswith((".", OLD, LOCK, DOWNLOAD))
     return bool(NAME.fullmatch(name)) and not reserved
 
 
 def check_id(bundle: Bundle) -> None:
-    """Raises ModelError for a bundle whose id cannot be the name of a folder everywhere."""
+    """Raises ModelError if the id is not a valid folder name on every system."""
     if not is_id(bundle.id):
         raise ModelError("The id of the bundle cannot be the name of a folder.")
 
@@ -161,7 +161,7 @@ def removable(name: str) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a bundle, its manifest first, so that what is left of it is none; or ModelError."""
+    """Deletes a bundle, its manifest first, so that a partly deleted one is no bundle."""
     try:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
@@ -171,7 +171,7 @@ def remove(folder: Path) -> None:
 
 
 def _at(place: Path) -> Bundle:
-    if not os.path.exists(place):  # which takes a name that is too long for one that is not there
+    if not os.path.exists(place):  # also False for a name that is too long
         raise ModelError(f"There is no bundle at {place}.")
     if _is_archive(place):
         raise ModelError(_IMPORT_FIRST.format(str(place)))

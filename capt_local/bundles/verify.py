@@ -1,10 +1,9 @@
-"""Whether the files of a bundle are the ones that its manifest names.
+"""Compares the files of a bundle with the digests of its manifest.
 
-Digests that were computed before are remembered, so that a start does not read 15 GB again: by path
-and stamp, in one private file of the user. One is used only for files of installed bundles that
-nobody else may write, in folders that nobody else may write; and the file of digests itself counts
-only if nobody else can have written it. Where anything is odd, the file is read as if nothing were
-known.
+Computed digests are cached by path and stamp in a private file of the user, so that a start does
+not hash 15 GB again. The cache is used only for files of installed bundles that no other account
+may write, in folders that no other account may write, and only if no other account can have written
+the cache file itself. In any doubt the file is hashed again.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from capt_local.bundles.store import is_installed
 from capt_local.errors import ModelError
 from capt_local.line_file import put
 from capt_local.strict_json import (
-    NotReadable,
+    ParseError,
     Stamp,
     convert,
     make_private_folder,
@@ -59,7 +58,7 @@ class Check(StrEnum):
 
 
 class Verified(StrEnum):
-    """What is known of a file at a start, for provenance."""
+    """How a file was verified at a start, for provenance."""
 
     READ = "read now"
     CACHED = "unchanged since its digest was computed"
@@ -82,11 +81,11 @@ def verify(
     `Check.NEVER` nothing is read. `progress` is called with a role and the share that is read.
 
     Raises:
-        ModelError: a file is missing, unreadable or another one; names its role.
+        ModelError: a file is missing, unreadable or not the one in the manifest; names its role.
     """
     if check is Check.NEVER:
         return Verification()
-    cached = check is Check.CACHED and not bundle.read_digests and is_installed(bundle)
+    cached = check is Check.CACHED and not bundle.always_hash and is_installed(bundle)
     done, cache = Verification(), DigestCache() if cached else None
     for what, file in bundle.files:
         if file.sha256 is not None:
@@ -117,7 +116,7 @@ def hashed(
     report: Callable[[float], None] | None = None,
     out: BinaryIO | None = None,
 ) -> str:
-    """SHA-256 of the next bytes of a file, which `out` takes where that is wanted.
+    """SHA-256 of the next bytes of a stream, which are also copied to `out` if given.
 
     Args:
         stream: of the file.
@@ -209,10 +208,10 @@ def _check(
         )
 
 
-class LateDigests:
+class BackgroundDigests:
     """SHA-256 of files that no manifest pins, computed in a thread while the models load.
 
-    A file that is another one than its stamp says has no digest.
+    A file that no longer matches its stamp has no digest.
     """
 
     def __init__(
@@ -223,7 +222,7 @@ class LateDigests:
         self._stamps = dict(stamps or {})
         self._digests: dict[Path, str | None] = {}
         wanted = [file.path for file in files if file.sha256 is None]
-        # A daemon: who wants no provenance does not wait for it.
+        # A daemon thread: a process that needs no provenance does not wait for it.
         self._thread = threading.Thread(target=self._compute, args=(wanted,), daemon=True)
         if wanted:
             self._thread.start()
@@ -255,13 +254,13 @@ class LateDigests:
 _FILE = "digests.json"
 _MOST = 256  # entries; the oldest go first
 _LARGEST = 1 << 20
-_SETTLED = 2_000_000_000  # ns: a file that was changed just now may change again unnoticed
+_SETTLED = 2_000_000_000  # ns: a file changed more recently may change again unnoticed
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ANY_OTHER = stat.S_IRWXG | stat.S_IRWXO
 
 
 def state_folder() -> Path:
-    """Where the program keeps what is no setting; it need not exist."""
+    """The folder for state of the program, such as cached digests; it need not exist."""
     return Path(user_state_dir("capt-local", appauthor=False))
 
 
@@ -275,7 +274,7 @@ class DigestCache:
     def find(self, path: Path, stamp: Stamp, about: str = "") -> str | None:
         """The digest of a file, if it is known and the file may be trusted to be the same.
 
-        What is wanted is its own digest, or another one that is called `about`.
+        `about` names another digest that is stored for the file, instead of its own.
         """
         return self._entries.get(_key(path, stamp, about)) if is_private(path) else None
 
@@ -292,11 +291,11 @@ class DigestCache:
         with contextlib.suppress(OSError):
             make_private_folder(self._place.parent)
             if _ours(os.lstat(self._place.parent), _OTHERS_WRITE):
-                # Of two processes that write at once, one may leave a torn file: that is as none.
+                # Two processes that write at once may leave a torn file, which is then ignored.
                 put(self._place, json.dumps(self._entries).encode())
 
     def _read(self) -> dict[str, str]:
-        with contextlib.suppress(OSError, NotReadable, ValueError):
+        with contextlib.suppress(OSError, ParseError, ValueError):
             if not _ours(os.lstat(self._place.parent), _OTHERS_WRITE):
                 return {}
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -308,7 +307,7 @@ class DigestCache:
 
 
 def is_private(path: Path) -> bool:
-    """Whether nobody but this user and root may change a file, or put another in its place."""
+    """Whether only this user and root may change or replace a file."""
     with contextlib.suppress(OSError):
         real = path.resolve()
         return not any(others_may_write(os.lstat(one)) for one in (real, real.parent))
@@ -320,5 +319,5 @@ def _ours(found: os.stat_result, forbidden: int) -> bool:
 
 
 def _key(path: Path, stamp: Stamp, about: str) -> str:
-    # What was found out about a file holds where the bundle is moved to as well.
+    # Entries with `about` do not depend on the path: they stay valid if the bundle is moved.
     return about + ":".join(map(str, stamp)) + ("" if about else f":{path.resolve()}")

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
 from capt_local.errors import BackendFailed
 from capt_local.hardening import keep_memory_private
-from capt_local.report.terminal import Screen, check_output, drop_output, terminal_as_it_is
+from capt_local.report.terminal import Screen, check_output, drop_output, terminal_restorer
 from capt_local.version import __version__
 
 # The module of this package that holds a verb's function, and its line in the help. A verb without
@@ -76,9 +76,9 @@ Use 'capt-local {name} VERB --help' for the options of a verb."""
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the process."""
-    as_before = terminal_as_it_is()
+    as_before = terminal_restorer()
 
-    # What Python itself would print of an error in a thread or a callback may hold a note's text.
+    # Python's own report of an error in a thread or a callback may hold a note's text.
     def told(found: Any) -> None:
         try:
             if isinstance(found.exc_value, Exception):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from capt_local.batch.journal import WHAT, OutputJournal, read_manifest
+from capt_local.batch.journal import LABEL, OutputJournal, read_manifest
 from capt_local.batch.output import (
     OK,
     Fingerprint,
@@ -27,8 +27,8 @@ from capt_local.batch.output import (
 from capt_local.batch.readers import check_input
 from capt_local.batch.records import RecordParser, RecordTemplate
 from capt_local.batch.supervisor import (
-    News,
     WorkerConfig,
+    WorkerEvent,
     WorkerProcess,
     Workers,
     pack,
@@ -47,7 +47,13 @@ from capt_local.cli.options import (
     setting,
     top_logprobs_option,
 )
-from capt_local.cli.session import doubts, find_bundle, generate_options, load_options, pinned_date
+from capt_local.cli.session import (
+    find_bundle,
+    generate_options,
+    load_options,
+    pinned_date,
+    unusual_settings,
+)
 from capt_local.config import Feature
 from capt_local.documents import SUFFIXES
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
@@ -64,7 +70,7 @@ _SHORTEST_TIMEOUT = 3  # seconds; a worker reports progress every second
 _MOST_PARALLEL = 255  # sequences of one llama.cpp context, one reserved
 _POLL = 0.1  # seconds until signals get their turn
 _REDRAW, _LINE_EVERY = 0.1, 5.0  # seconds between two updates on a terminal, and elsewhere
-_CONTEXT = 4096  # tokens that a context has at most where nobody says
+_CONTEXT = 4096  # largest context in tokens if none is set
 _SHOWN = 20  # numbers of records that a note lists
 _CHARACTERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of --delimiter
 Summary = dict[str, Any]
@@ -83,7 +89,7 @@ class BatchFlags(ModelFlags, AskFlags, BestOfFlags, SourceFlags, ViewFlags):
         "--parallel N|auto", "Records answered at once. Default: auto, by memory and cores.", "auto"
     )
     limit: int | None = flag("--limit N", "At most N records in this run.", min=1)
-    retry_errors: bool = flag("--retry-errors", "Do records that have failed again.", False)
+    retry_errors: bool = flag("--retry-errors", "Run failed records again.", False)
     force_new: bool = flag(
         "--force-new", "Move an existing output aside, and begin a new one.", False
     )
@@ -95,7 +101,7 @@ class BatchFlags(ModelFlags, AskFlags, BestOfFlags, SourceFlags, ViewFlags):
         min=0,
     )
     check: bool = flag(
-        "--check", "Check flags and input, and leave: nothing is answered or written.", False
+        "--check", "Check flags and input, then exit: nothing is answered or written.", False
     )
     ray: str | None = flag(
         "--ray local|ADDRESS",
@@ -127,7 +133,7 @@ class BatchFlags(ModelFlags, AskFlags, BestOfFlags, SourceFlags, ViewFlags):
     raw: bool = setting("--raw", "Continue the texts as they are, without a template.", False)
     skip_invalid: bool = flag(
         "--skip-invalid",
-        "Run without the records that are wrong, and list them, instead of refusing the input.",
+        "Skip and list invalid records instead of refusing the input.",
         False,
     )
     json: bool = setting("--json", "Write the summary to standard output as JSON.", False)
@@ -135,7 +141,7 @@ class BatchFlags(ModelFlags, AskFlags, BestOfFlags, SourceFlags, ViewFlags):
     top_logprobs: int = top_logprobs_option("--logprobs")
     csv: Path | None = flag(
         "--csv FILE",
-        "Write the answers here as a table: a column a field, and where its note has it.",
+        "Write the answers here as a table: for each field its value and its source in the note.",
     )
 
 
@@ -173,7 +179,7 @@ def batch(flags: BatchFlags) -> int:
 
 
 def start_worker() -> WorkerProcess:
-    """A worker; what it prints is shown only where tracebacks are, since it may be text."""
+    """Starts a worker; its stderr may hold text, so it is shown only in debug mode."""
     return WorkerProcess(worker_command(), show=wants_traceback())
 
 
@@ -188,7 +194,7 @@ class BatchRun:
         table: where the answers go as a table, too.
 
     Raises:
-        CaptError: flags, input, output or models are not as they should be.
+        CaptError: flags, input, output or models are invalid.
     """
 
     def __init__(self, flags: BatchFlags, display: ProgressDisplay) -> None:
@@ -229,7 +235,7 @@ class BatchRun:
         if flags.require_sources:
             self._others["require_sources"] = True
         self._choose_settings()
-        display.notes(doubts(self.options))
+        display.notes(unusual_settings(self.options))
         self.table = OutputFile(flags.csv, "The table (--csv)") if flags.csv else None
         template = None
         if flags.template is not None:
@@ -253,15 +259,15 @@ class BatchRun:
         display.notes(self.source.notices)
 
     def _check_places(self, notes: Path) -> None:
-        """Refuses an output or a table in the place of something else that the run uses."""
+        """Refuses an output or table path that names another file of the run."""
         flags, output = self.flags, self.output
         if str(output) == "-":
-            raise UsageError(f"{WHAT} is a file: a run could not be resumed on standard output.")
+            raise UsageError(f"{LABEL} is a file: a run could not be resumed on standard output.")
         if not output.parent.is_dir():
-            raise UsageError(f"{WHAT} cannot be written: its folder does not exist.")
+            raise UsageError(f"{LABEL} cannot be written: its folder does not exist.")
         files = (notes, flags.system_file, flags.template, flags.json_schema)
         used = [path for path in (*files, *files_of(self.bundle)) if path is not None]
-        for name, path in ((WHAT, output), ("The table (--csv)", flags.csv)):
+        for name, path in ((LABEL, output), ("The table (--csv)", flags.csv)):
             if path is None:
                 continue
             if any(same_file(path, each) or path.resolve() == each.resolve() for each in used):
@@ -380,7 +386,7 @@ class BatchRun:
         return self._run_job(job, workers, journal, len(left), long, signals)
 
     def _workers(self, stack: contextlib.ExitStack) -> Workers:
-        """What answers: a process here, or actors of Ray."""
+        """The workers: a local process, or Ray actors."""
         flags, timeout = self.flags, self.flags.record_timeout or math.inf
         if flags.ray is None:
             workers = Workers(start_worker, timeout=timeout)
@@ -434,7 +440,7 @@ class BatchRun:
             display.tick()
             return signals.requested
 
-        def report(news: News) -> None:
+        def report(news: WorkerEvent) -> None:
             if news.ready is not None:
                 display.notes(journal.set_loaded(news.ready["models"]))
             display.news(news)
@@ -505,7 +511,7 @@ def _earlier(before: RunManifest | None, group: str, name: str, kind: type[Any])
 
 
 class ProgressDisplay:
-    """Reports a run on standard error; when its reader has gone, the run goes on without it."""
+    """Shows progress on standard error; if that is closed, the run continues silently."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -522,10 +528,10 @@ class ProgressDisplay:
         self._write(lambda: self._screen.notes(texts))
 
     def fraction(self, label: str, share: float | None) -> None:
-        """Redraws the progress line of a terminal, for what has no records."""
+        """Redraws the progress line on a terminal, for phases without records."""
         self._write(lambda: self._screen.progress(label, share))
 
-    def news(self, news: News) -> None:
+    def news(self, news: WorkerEvent) -> None:
         """Reports what happened."""
         if news.loading is not None:
             self.fraction(f"loading {news.loading[0]}", news.loading[1])
@@ -540,8 +546,8 @@ class ProgressDisplay:
         self.tick()
 
     def tick(self) -> None:
-        """Shows how far the run is, if it is time: "412/1000, 35.2 tokens/s, 12 min left"."""
-        progress, terminal = self.progress, self._screen.asides_on_terminal
+        """Updates the progress at intervals: "412/1000, 35.2 tokens/s, 12 min left"."""
+        progress, terminal = self.progress, self._screen.err_on_terminal
         now = time.monotonic()
         wait = _REDRAW if terminal else _LINE_EVERY
         if progress is None or not progress.started or now - self._last < wait:
@@ -585,7 +591,7 @@ def summary_line(summary: Summary) -> str:
         each = ", ".join(f"{code} {count}" for code, count in failed.items())
         parts.append(f"{sum(failed.values())} failed ({each})")
     if summary["already_done"]:
-        # Why a run that did nothing may end with 6. Answers of a wrong form are not done again.
+        # Explains exit code 6 of a run that did nothing. Invalid answers are not retried.
         before = summary["failed_before"]
         again = "(--retry-errors does those without an answer again)"
         hint = f", {before} of them failed {again}" if before else ""

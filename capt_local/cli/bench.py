@@ -1,4 +1,4 @@
-"""`capt-local bench`: all ways of answering side by side in one run."""
+"""`capt-local bench`: the speed of all modes, side by side in one run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from capt_local.evaluate.bench import (
     BenchPrompt,
     BenchResult,
     Mode,
-    invented_prompt,
     llama_mode,
     read_prompts,
+    run_interleaved,
     runtime_mode,
-    take_turns,
+    synthetic_prompt,
     time_many,
 )
 from capt_local.provenance import provenance
@@ -62,7 +62,7 @@ class BenchFlags(JsonFlags, ModelFlags, SampleFlags, ViewFlags):
 
 
 def bench(flags: BenchFlags) -> int:
-    """Prompt and answer speed of every way of answering, and their ratios answer by answer.
+    """Prompt and answer speed of every mode, and their ratios answer by answer.
 
     Modes: target (alone), llama (the same through llama-cpp-python itself), exact-steps (the three,
     step by step), auto (with drafts), and fast (not all three at every token). They take turns on
@@ -94,7 +94,7 @@ def bench(flags: BenchFlags) -> int:
         session = open_session(bundle, flags, screen, interrupt, wanted=needed)
         with session.runtime as runtime:
             found = _measure(
-                session, prompts or [invented_prompt()] * REPETITIONS, wanted, flags.parallel
+                session, prompts or [synthetic_prompt()] * REPETITIONS, wanted, flags.parallel
             )
             options = next(iter(wanted.values()))
             threads = session.load.threads or physical_cores()
@@ -129,7 +129,7 @@ def bench(flags: BenchFlags) -> int:
 
 
 def _modes(flags: BenchFlags, bundle: Bundle) -> dict[str, GenerateOptions]:
-    """The modes that were asked for, or those of the default that the bundle can do."""
+    """The selected modes, or all default modes that the bundle supports."""
     options = generate_options(bundle, flags, method=Method.TARGET)
     known = {TARGET: dataclasses.replace(options, speed=Speed.EXACT_STEPS)}
     if not options.sample.temperature:  # the binding draws in its own way
@@ -181,7 +181,7 @@ def _measure(
             else:
                 stack.enter_context(plain)
                 modes[name] = llama_mode(plain, runtime, options, interrupt)
-        found = take_turns(modes, prompts, progress)
+        found = run_interleaved(modes, prompts, progress)
         if parallel is None:
             return found
         return time_many(runtime, wanted[STEPS], found, parallel, interrupt)

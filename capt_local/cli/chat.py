@@ -1,6 +1,6 @@
-"""`capt-local chat`: a conversation in the terminal: asking, the commands, and the loop over lines.
+"""`capt-local chat`: a conversation in the terminal: input loop, commands, answers.
 
-Each command shows its result beside the answers, on standard error.
+Commands show their results on standard error.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from capt_local.cli.session import (
     Session,
     Writer,
     answer_to,
-    doubts,
     find_bundle,
     generate_options,
     open_session,
+    unusual_settings,
 )
 from capt_local.config import Feature, read_site
 from capt_local.decoding.options import FinishReason, GenerateOptions
@@ -46,14 +46,14 @@ from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.answers import clipped, context_line, counted, pane, short_line, views
-from capt_local.report.json import REPORTED, Answer, sources_line, warnings, with_sources
+from capt_local.report.json import REPORT_CANDIDATES, Answer, sources_line, warnings, with_sources
 from capt_local.report.terminal import Screen, drop_output
 from capt_local.report.views import Beside, Pane, Prose, Span, Table, visible
 
 if TYPE_CHECKING:
     from capt_local.report.input_line import InputLine
 
-# What `Runtime.keep` is asked about when nothing is being asked: the beginning of any next turn.
+# Placeholder for the next question in calls of `Runtime.keep` between turns.
 _ANYTHING = "."
 _CELL = 40
 _BANNER = (
@@ -89,8 +89,8 @@ def chat(flags: ChatFlags) -> int:
     if flags.idle_timeout is not None and not 0 < flags.idle_timeout < math.inf:
         raise UsageError("--idle-timeout takes minutes above 0.")
     system, template, bundle = flags.system_text(), flags.template_source(), find_bundle(flags)
-    options = generate_options(bundle, flags, REPORTED)
-    screen.notes(doubts(options))
+    options = generate_options(bundle, flags, REPORT_CANDIDATES)
+    screen.notes(unusual_settings(options))
     with Signals() as signals:
         try:
             session = open_session(
@@ -102,7 +102,7 @@ def chat(flags: ChatFlags) -> int:
             return signals.code
         with session.runtime:
             think = flags.thought_writer(screen)
-            talk = Talk(session, signals, options, system, think, flags.encoding)
+            talk = ChatSession(session, signals, options, system, think, flags.encoding)
             idle = None if flags.idle_timeout is None else 60 * flags.idle_timeout
             from capt_local.report.input_line import InputLine
 
@@ -120,7 +120,9 @@ def chat(flags: ChatFlags) -> int:
 class _Terminal:
     """The loop on a terminal: a line, an answer, a line."""
 
-    def __init__(self, talk: Talk, signals: Signals, line: InputLine, idle: float | None) -> None:
+    def __init__(
+        self, talk: ChatSession, signals: Signals, line: InputLine, idle: float | None
+    ) -> None:
         self._talk = talk
         self._screen = talk.session.screen
         self._signals = signals
@@ -130,7 +132,7 @@ class _Terminal:
         self._pressed = False  # whether the last thing that happened was Ctrl-C
 
     def run(self) -> int:
-        """Goes on until somebody leaves; returns the exit code."""
+        """Runs turns until the user leaves; returns the exit code."""
         runtime = self._talk.session.runtime
         context = min(model.context_limit for model in runtime.models.values())
         about = f"{runtime.bundle.id}: {' + '.join(runtime.models)}, context {context} tokens."
@@ -140,18 +142,18 @@ class _Terminal:
         return code
 
     def _turn(self) -> int | None:
-        """One line and what it asks for; the exit code when that is to leave."""
+        """Reads and executes one line; returns the exit code if the user leaves, else None."""
         from capt_local.report.input_line import Idle, Woken
 
         draft, self._draft = self._draft, ""
-        # A Ctrl-C that stopped the answer before is over. One that comes as soon as the line is
-        # sent stops what the line asks for, so it is not forgotten later.
+        # Reset the Ctrl-C of the last answer here and not later: one that arrives as soon as the
+        # line is sent must stop the new answer.
         self._signals.again()
         try:
             with self._signals.waiting(self._line.wake):
                 typed = self._line.ask(draft)
         except KeyboardInterrupt:
-            # The first Ctrl-C clears the line, a second one leaves; so does one after an answer's.
+            # The first Ctrl-C clears the line; a second one, or one after a stopped answer, leaves.
             if self._pressed and self._line.typed in ("", draft):
                 return ExitCode.INTERRUPTED
             self._pressed = True
@@ -173,11 +175,11 @@ class _Terminal:
         self._pressed = False
         if not typed.strip() and not self._talk.notes:
             return None
-        if self._does(typed):
+        if self._execute(typed):
             return ExitCode.OK
         return self._signals.code
 
-    def _does(self, typed: str) -> bool:
+    def _execute(self, typed: str) -> bool:
         """Carries out a line, what fails as an error line; returns whether to leave."""
         before = self._talk.conversation
         try:
@@ -198,14 +200,14 @@ class _Terminal:
             if self._signals.code is not None:
                 raise
             self._pressed = True
-            # What was stopped by hand goes on from where it was.
+            # Nothing has changed, so the text goes back onto the input line.
             if self._talk.conversation is before:
                 self._draft = typed
             self._screen.note("Stopped before the answer began; your text is on the line again.")
         except Exception as error:
             if wants_traceback() or self._signals.code is not None:
                 raise
-            # The refused text stands under Up: the error stays in sight above an empty line.
+            # Up recalls the refused text; the input line stays empty, so the error stays in sight.
             text = line_for(error)
             if isinstance(error, ContextOverflow):
                 each = ", ".join(f"{role} {count}" for role, count in error.counts.items())
@@ -219,7 +221,7 @@ class _Terminal:
         return False
 
 
-class Talk:
+class ChatSession:
     """A conversation and its commands; `notes` are texts that stand before the next question."""
 
     def __init__(
@@ -243,7 +245,7 @@ class Talk:
         self._saved: Path | None = None  # the file that /save may write again
 
     def ask(self, typed: str) -> Answer:
-        """Asks the next question, and shows the answer while it is made.
+        """Sends the next question and streams the answer.
 
         Raises:
             Cancelled: it was stopped before the answer began; nothing has changed.
@@ -257,7 +259,7 @@ class Talk:
             self.notes = ()
 
         answer = self._answer(before.asking(question), options, keep=add)
-        self._tell(answer)
+        self._report_answer(answer)
         return answer
 
     def run(self, call: Call) -> None:
@@ -266,10 +268,10 @@ class Talk:
         command(call.rest)
 
     def forget(self) -> None:
-        """Forgets what was said, and what the models have of it."""
+        """Clears the conversation and the KV caches."""
         self.conversation = Conversation(self.conversation.system)
         self.notes = ()
-        self._saved = None  # another conversation does not take its place
+        self._saved = None  # /save must not replace it with another conversation
         self.session.runtime.forget()
 
     # Commands.
@@ -297,7 +299,7 @@ class Talk:
         self._screen.aside(*views(answer))
 
     def _regen(self, rest: str) -> None:
-        """With settings: another answer beside the last one, which stays. Else one in its place."""
+        """With settings: shows another answer beside the last one. Without: replaces it."""
         old = self.conversation.last()
         options = self._changed(rest) if rest else self.options
         if not rest and old.options == options:
@@ -315,14 +317,14 @@ class Talk:
             return
         if not rest:
             self.conversation = before.plus(Turn(old.question, answer, options))
-            self._tell(answer)
+            self._report_answer(answer)
             return
         self._roll_back()
         changes = differences(old.options, options)
         earlier = ", ".join(f"{name} {value}" for name, value, _ in changes) or "before"
         now = ", ".join(f"{name} {value}" for name, _, value in changes) or "now"
         self._screen.aside(Beside(pane(earlier, old.answer), pane(now, answer)))
-        self._tell(answer)
+        self._report_answer(answer)
         self._screen.note(
             "The conversation goes on with the earlier answer; /set and then /regen exchange it."
         )
@@ -362,10 +364,10 @@ class Talk:
         before, self.options = self.options, self._changed(rest)
         for name, old, new in differences(before, self.options):
             self._screen.note(f"{name} is {new} from now on (was {old}).")
-        self._screen.notes(doubts(self.options))
+        self._screen.notes(unusual_settings(self.options))
 
     def _changed(self, rest: str) -> GenerateOptions:
-        """The settings with new values that these models can answer with."""
+        """The changed settings, checked against the site's limits and the bundle."""
         options = changed(self.options, rest)
         read_site().limits.check_weights((*options.combine.alphas, *options.combine.powers))
         pairs = self.session.runtime.bundle.pairs
@@ -437,11 +439,11 @@ class Talk:
         keep: Callable[[Answer], None] | None = None,
         live: bool = True,
     ) -> Answer:
-        """Makes an answer; `keep` gets it, or the part that an error ended, before all else."""
+        """Generates an answer; `keep` first receives it, or the part before an error."""
         screen, done, begun = self._screen, 0, time.monotonic()
 
         def reading() -> None:
-            # Answers that begin at once do not flicker.
+            # No progress line for answers that begin at once.
             if (seconds := time.monotonic() - begun) > 0.5:
                 screen.progress(f"reading, {seconds:.0f} s (Ctrl-C stops)", None)
 
@@ -469,10 +471,10 @@ class Talk:
             if keep is not None:
                 keep(answer)
         except Exception:
-            if not done:  # nothing came of the question: the models forget it
+            if not done:  # no output: take the question out of the KV caches
                 try:
                     self._roll_back()
-                except CaptError:  # the models could not take what was asked at all
+                except CaptError:  # the prompt cannot be rendered at all
                     self.session.runtime.forget()
             raise
         finally:
@@ -483,8 +485,8 @@ class Talk:
                 screen.end_answer()
         return answer
 
-    def _tell(self, answer: Answer) -> None:
-        """What there is to say about an answer: each notice once, warnings, one line of figures."""
+    def _report_answer(self, answer: Answer) -> None:
+        """Prints notices (each once), warnings, unsupported facts and one line of figures."""
         self._screen.notes(notice for notice in answer.notices if notice not in self._shown)
         self._shown.update(answer.notices)
         self._screen.notes(warnings(answer))
@@ -495,7 +497,7 @@ class Talk:
         self._screen.note(f"[{short_line(answer)}, {context_line(answer)}]")
 
     def _replace(self, conversation: Conversation) -> None:
-        """Goes on with another conversation, if the models can take it."""
+        """Replaces the conversation, unless a model's template refuses the new one."""
         before, self.conversation = self.conversation, conversation
         try:
             self._roll_back()
@@ -516,7 +518,7 @@ def _start(text: str) -> str:
 
 
 def named(rest: str, command: str) -> Path:
-    """The path that stands behind a command. Raises UsageError where none does."""
+    """The path argument of a command. Raises UsageError if there is none."""
     if not rest:
         raise UsageError(f"{command} needs the name of a file.")
     try:

@@ -1,4 +1,4 @@
-"""`capt-local doctor`: what runs here, and whether a bundle is whole and fits; `config show`."""
+"""`capt-local doctor`: checks of build, machine and bundle; and `config show`."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ _CHECKED = {
     Check.CACHED: "verified, now or since they last changed",
     Check.NEVER: "not checked",
 }
-_WATCHED = 0.3  # seconds, to see what other programs take of the processor
+_WATCHED = 0.3  # seconds over which the CPU load of other programs is measured
 _SWAPS, _BLOCK = Path("/proc/swaps"), Path("/sys/class/block")
-# While the evidence of a prompt is read, each of its positions keeps what all models say about the
-# target's plausible tokens. Bytes of one token at one position, and how many tokens are that at
-# most in practice: measured, see "What doctor estimates" in docs/results.md.
+# During prefill, each evidence position stores the log-probabilities of all models for the target's
+# plausible tokens: bytes per token and position, and the largest number of plausible tokens, both
+# measured.
 _BYTES_OF_A_CANDIDATE = 96
 _CANDIDATES = 8192
 
@@ -108,7 +108,7 @@ class Diagnosis:
         self._stamps: dict[Path, Stamp] = {}  # of the model files that were checked
 
     def examine(self, flags: ModelFlags, template: str | None = None) -> None:
-        """Looks at everything; a problem in one place does not hide the others."""
+        """Runs all checks; a failed one does not hide the others."""
         self._attempt("software", self._software)
         if self.problems:
             return
@@ -144,7 +144,7 @@ class Diagnosis:
             self.code = code_for(error)
 
     def _attempt(self, section: str, find: Callable[[], Facts]) -> None:
-        """Fills a section, or notes why that is not possible."""
+        """Fills a section, or records its error as a problem."""
         try:
             self.facts[section] = find()
         except CaptError as error:
@@ -202,7 +202,7 @@ class Diagnosis:
         return facts | {"total bytes": total, "available bytes": free}
 
     def _processor(self) -> Facts:
-        """Cores, and what other programs take of them now."""
+        """Cores, and the load of other programs."""
         from capt_local.llama.resources import BusyCores, physical_cores
 
         busy = BusyCores()
@@ -243,9 +243,9 @@ class Diagnosis:
 
     def _confinement(self) -> Facts:
         """Whether the kernel confines the process that opens untrusted files first."""
-        from capt_local.llama.probe import calls_are_forbidden
+        from capt_local.llama.probe import seccomp_is_enforced
 
-        forbidden = calls_are_forbidden()
+        forbidden = seccomp_is_enforced()
         if not forbidden and sys.platform == "linux":
             self.warnings.append(
                 "The kernel does not restrict the system calls of the process that probes model "
@@ -327,7 +327,7 @@ class Diagnosis:
         return {"writable by others": len(writable)}
 
     def _fit(self, bundle: Bundle, options: LoadOptions) -> Facts:
-        """What a run takes in memory, and where; notes the problem when it does not fit."""
+        """The memory that a run needs on each device; a problem if it does not fit."""
         import psutil
 
         from capt_local.decoding.options import CombineOptions
@@ -344,7 +344,7 @@ class Diagnosis:
         reading = 0
         if len(bundle.models) > 1 and not bundle.defaults.alphas:
             reading = CombineOptions().evidence_tokens * _CANDIDATES * _BYTES_OF_A_CANDIDATE
-        # What main memory still has to give, as it is weighed when models are loaded.
+        # Main memory that is still needed, by the same check as when models are loaded.
         to_come = in_main_memory(each, layers)
         to_come["reading a prompt"] = resources.MemoryEstimate(0, 0, reading)
         fits = True
@@ -386,15 +386,15 @@ class Diagnosis:
         }
 
     def _probe(self, bundle: Bundle, check: Check) -> Facts:
-        """Who vouches for the files, or that they were loaded in a process of their own."""
-        from capt_local.model_checks import NOT_LOOKED_AT, is_trusted, look_first
+        """Whether a trusted manifest names the files, else the result of probing them."""
+        from capt_local.model_checks import NOT_PROBED, is_trusted, probe_untrusted
 
         if is_trusted(bundle):
             return {"probe": "not needed, a trusted manifest names them"}
         if check is Check.NEVER:
-            self.warnings.append(NOT_LOOKED_AT)
+            self.warnings.append(NOT_PROBED)
             return {"probe": "left out"}
-        self._stamps = look_first(bundle, check=check, stamps=self._stamps)
+        self._stamps = probe_untrusted(bundle, check=check, stamps=self._stamps)
         return {"probe": "loaded in a process of their own, now or since they last changed"}
 
     def _roles(self, bundle: Bundle, template: str | None) -> Facts:

@@ -67,7 +67,7 @@ _LEGEND = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvalFlags(JsonFlags, ModelFlags, SampleFlags, BestOfFlags, StructureFlags, ViewFlags):
-    """Which tasks and methods, how items are asked, and where results go."""
+    """Tasks, methods, prompt form and output files."""
 
     more_tasks: list[Path] | None = argument("[TASK]...", "More tasks, as --task.")
     task: list[Path] | None = flag(
@@ -113,7 +113,7 @@ class EvalFlags(JsonFlags, ModelFlags, SampleFlags, BestOfFlags, StructureFlags,
 
 
 def eval(flags: EvalFlags) -> int:
-    """Tasks under several methods in one table, with 95 % intervals of what they gain.
+    """Tasks under several methods in one table, with 95 % intervals of the differences.
 
     Classifications have accuracy and macro-F1, generations ROUGE (or, with "measure": "fields" and
     --json-schema, each field of a JSON object), prose bits per byte. Intervals
@@ -182,7 +182,7 @@ def eval(flags: EvalFlags) -> int:
 
 
 def _plan(flags: EvalFlags, bundle: Bundle) -> EvalPlan:
-    """How answers are made: step by step, so that a resumed run is the same to the last bit."""
+    """The plan of the run; with exact steps, so that a resumed run is the same to the last bit."""
     from capt_local.evaluate.run import BEST, EvalPlan
 
     methods, structure = _methods(flags.names, bundle, flags.against), flags.structure()
@@ -211,7 +211,7 @@ def _plan(flags: EvalFlags, bundle: Bundle) -> EvalPlan:
 
 
 def _methods(names: list[str] | None, bundle: Bundle, against: Method) -> list[Method]:
-    """The methods in the order of the command line, in front that which they are compared with."""
+    """The methods in the order of the command line; the reference is put in front if missing."""
     if names is None:
         names = ["target", "capt"] if "expert" in bundle.models else ["target"]
     known = {method.value: method for method in Method}
@@ -255,7 +255,7 @@ def _settings(flags: EvalFlags, tasks: Sequence[EvalTask], plan: EvalPlan) -> di
 def fingerprint(
     settings: Mapping[str, Any], bundle: Bundle, load: LoadOptions, date: str
 ) -> dict[str, Any]:
-    """Everything that decides a result; where it is computed (threads, GPU) is left out."""
+    """Everything that determines a result, except where it is computed (threads, GPU)."""
     from capt_local.batch.output import model_identity
     from capt_local.llama.library import library
 
@@ -320,13 +320,13 @@ def _run(
     file: ResultsFile | None,
     samples: SampleLog | None,
 ) -> list[Result]:
-    """All results, those of earlier runs among them; saves each and shows how far it is."""
+    """All results, those of earlier runs included; saves each new one and shows progress."""
     from capt_local.batch.run import readable_time
-    from capt_local.evaluate.run import LASTING, run
+    from capt_local.evaluate.run import PERMANENT, run
 
-    # What failed for a passing reason is tried again.
+    # Transient failures are retried.
     earlier = file.done if file else []
-    results = [one for one in earlier if not one.failed or one.failed in LASTING]
+    results = [one for one in earlier if not one.failed or one.failed in PERMANENT]
     total = sum(len(task.items) for task in tasks) * len(plan.methods)
     screen, reported = session.screen, set[tuple[str, str, str]]()
     if results:
@@ -400,7 +400,7 @@ def _once(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
 
 
 def _notes(summaries: Sequence[TaskSummary]) -> Iterator[str]:
-    """What a reader of the table must know, in sentences."""
+    """Notes on failed, cut and unfinished items, below the table."""
     for summary in summaries:
         name = summary.task.name
         if cut := summary.task.cut:

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, the line that an error becomes, Ctrl-C and other signals.
+"""Exit codes, one-line error messages, and handling of Ctrl-C and other signals.
 
 Which error has which exit code: `errors`. The first Ctrl-C asks the work to stop between two steps,
 the second one ends it.
@@ -14,12 +14,12 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any, Self
 
-from capt_local.errors import Cancelled, CaptError, place_of
+from capt_local.errors import Cancelled, CaptError, error_location
 from capt_local.version import __version__
 
 
 class ExitCode(IntEnum):
-    """What a process says about its end."""
+    """The exit code of the process."""
 
     OK = 0
     UNEXPECTED = 1
@@ -47,7 +47,7 @@ def line_for(error: BaseException) -> str:
         return str(error)
     # The message of an unforeseen one may hold the user's text.
     return (
-        f"unexpected {type(error).__name__} at {place_of(error)} (capt-local {__version__}). "
+        f"unexpected {type(error).__name__} at {error_location(error)} (capt-local {__version__}). "
         "This is a defect, and this line holds nothing of your text: please report it. "
         "CAPT_LOCAL_DEBUG=1 shows the traceback, which may hold text."
     )
@@ -66,7 +66,7 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        """Whether to stop; the decoder asks this between two steps."""
+        """Whether to stop; called by the decoder between steps."""
         return self.requested
 
     def check(self) -> None:
@@ -89,15 +89,15 @@ class Interrupt:
 
 
 class Leave(Exception):
-    """A signal asked the session to end while it waited for input."""
+    """SIGTERM or SIGHUP arrived while the session waited for input."""
 
 
 class Signals(Interrupt):
     """Catches Ctrl-C, SIGTERM and SIGHUP (a closed terminal) while it is entered.
 
     Attributes:
-        leaving: the signal that asked to leave; None while none did.
-        tick: called whenever the decoder asks whether to stop; None for nothing.
+        leaving: the SIGTERM or SIGHUP that was received; None without one.
+        tick: called at each stop check of the decoder, unless None.
     """
 
     def __init__(self) -> None:
@@ -113,19 +113,19 @@ class Signals(Interrupt):
         return self.requested
 
     def again(self) -> None:
-        """Forgets a Ctrl-C; the next one stops what begins now."""
+        """Resets a handled Ctrl-C; the next one stops the work that begins now."""
         self.requested = self.leaving is not None
 
     @property
     def code(self) -> int | None:
-        """The exit code of the signal that asked to leave, as shells number it."""
+        """The exit code for the signal in `leaving`, as shells number it; None without one."""
         return None if self.leaving is None else 128 + self.leaving
 
     @contextmanager
     def waiting(self, wake: Callable[[], None]) -> Iterator[None]:
-        """While input is waited for: Ctrl-C is KeyboardInterrupt there.
+        """Context for a wait for input: Ctrl-C raises KeyboardInterrupt.
 
-        A signal that asks to leave calls `wake`; one that came before raises `Leave`.
+        SIGTERM and SIGHUP call `wake`; one that came before raises `Leave`.
         """
         self._wake = wake
         try:
@@ -140,7 +140,7 @@ class Signals(Interrupt):
         for number in (signal.SIGTERM, signal.SIGHUP):
             # What nohup has switched off stays off.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._asked_to_leave)
+                self._before[number] = signal.signal(number, self._on_terminate)
         return self
 
     def _pressed(self, number: int, frame: FrameType | None) -> None:
@@ -148,7 +148,7 @@ class Signals(Interrupt):
             raise KeyboardInterrupt
         super()._pressed(number, frame)
 
-    def _asked_to_leave(self, number: int, frame: FrameType | None) -> None:
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self.leaving = number
         self.requested = True
         if self._wake is not None:

@@ -13,7 +13,7 @@ from capt_local.errors import UsageError
 from capt_local.report.answers import counted, views
 from capt_local.report.json import answer_from
 from capt_local.report.terminal import Screen
-from capt_local.strict_json import NotReadable, lines, parse_json, read_bytes
+from capt_local.strict_json import ParseError, lines, parse_json, read_bytes
 
 _WHAT = "The file of the answer (FILE)"
 _NOTHING = (
@@ -97,7 +97,7 @@ def _answer_in(event: object) -> object:
 def _events(data: bytes) -> list[object]:
     try:
         return [parse_json(data)]
-    except NotReadable as error:
+    except ParseError as error:
         whole = error
     rows = list(lines(data))
     if len(rows) < 2:
@@ -106,6 +106,6 @@ def _events(data: bytes) -> list[object]:
     for number, row in rows:
         try:
             events.append(parse_json(row))
-        except NotReadable as error:
+        except ParseError as error:
             raise UsageError(f"{_WHAT} is broken in line {number}: {error}.") from None
     return events

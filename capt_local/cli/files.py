@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from capt_local.documents import Document
 
 # How answers, reports, scored items, summaries of batch and tables of eval begin.
-_OURS = re.compile(
+_OUR_FORMATS = re.compile(
     rb'\{"id": "capt-|<!doctype html>.{0,4000}<title>capt-local report'
     rb'|\{"id": "(?:[^"\\]|\\.)*", "method": "|\{\n "records": |task,kind,method,metric,value,'
     rb"|id,status,",
@@ -35,13 +35,13 @@ Asked = str | list[Message]
 
 
 @dataclass(frozen=True, slots=True)
-class GivenPrompt:
-    """What the flags ask.
+class PromptInput:
+    """The prompt that the flags give.
 
     Attributes:
         asked: raw text as a string, else messages.
-        source: the document that the question is about; the prompt itself where there is none.
-        of: which of them it is: "document" or "prompt".
+        source: the document that the question is about, or else the prompt itself.
+        of: what `source` is: "document" or "prompt".
     """
 
     asked: Asked
@@ -61,7 +61,7 @@ def read_prompt(
     system: str | None = None,
     raw: bool = False,
     encoding: str | None = None,
-) -> GivenPrompt:
+) -> PromptInput:
     """The prompt of -p and -f, "-" being standard input; with both, a blank line is between them.
 
     Raises:
@@ -91,9 +91,9 @@ def read_prompt(
     if raw:
         if system is not None:
             raise UsageError("--raw text has no turns, so a system text cannot go with it.")
-        return GivenPrompt(text, parts[-1], of)
+        return PromptInput(text, parts[-1], of)
     front = [] if system is None else [Message("system", system)]
-    return GivenPrompt([*front, Message("user", text)], parts[-1], of)
+    return PromptInput([*front, Message("user", text)], parts[-1], of)
 
 
 def _stdin_document(encoding: str | None, *, wait: bool) -> Document:
@@ -103,7 +103,7 @@ def _stdin_document(encoding: str | None, *, wait: bool) -> Document:
 
 
 def stdin_bytes(nothing: str, *, wait: bool = False) -> bytes:
-    """All of standard input, of a terminal only with `wait`; `nothing` is the error without it."""
+    """All of standard input; a terminal only with `wait`, else UsageError with text `nothing`."""
     stdin = sys.stdin.buffer if sys.stdin is not None else None
     if stdin is None or (not wait and stdin.isatty()):
         raise UsageError(nothing)
@@ -113,8 +113,8 @@ def stdin_bytes(nothing: str, *, wait: bool = False) -> bytes:
         raise UsageError(f"Standard input cannot be read: {error.strerror}.") from None
 
 
-def stdin_holds_text() -> bool:
-    """Whether something waits on standard input that nobody has read; does not wait for it."""
+def stdin_has_data() -> bool:
+    """Whether standard input has unread data; does not block."""
     try:
         import fcntl
         import termios
@@ -158,14 +158,14 @@ def checked(text: str, option: str) -> str:
 
 
 class OutputFile:
-    """A file that is written at the end, in one go; its place is tried out when this is made.
+    """A file that is written once at the end; the constructor checks that it can be written.
 
     An existing file is replaced only if it is empty, if it begins as what we write, or by force;
     one of the `inputs` of the command never, links to it included. `name` stands in errors, never
     the path. Where `force` is None, the verb has no --force.
 
     Raises:
-        UsageError: the file cannot be written there, or may not take the place of another one.
+        UsageError: the file cannot be written, or may not replace the existing one.
     """
 
     def __init__(
@@ -197,17 +197,17 @@ class OutputFile:
         os.close(handle)
         os.unlink(part)
 
-    def spare(self) -> str | None:
-        """Why what is incomplete is not written here; None where there is no earlier file."""
+    def why_kept(self) -> str | None:
+        """Why incomplete output is not written here; None if there is no earlier file."""
         if not os.path.lexists(self._path):
             return None
-        return f"{self._name} exists and stays as it was: what is incomplete replaces no file."
+        return f"{self._name} exists and stays as it was: incomplete output replaces no file."
 
     def write(self, text: str) -> None:
         """Writes the file. Raises UsageError: it cannot be; what was there before is intact."""
         handle, part = self._new_file()
         try:
-            # By its handle: whoever may write the folder could put a link in the place of the name.
+            # By its handle: others who may write to the folder could replace the name by a link.
             with open(handle, "w", encoding="utf-8", newline="") as stream:
                 stream.write(text)
                 stream.flush()
@@ -240,7 +240,7 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def files_of(bundle: Bundle) -> Iterator[Path]:
-    """The files of a bundle that decide an answer; no output may take the place of one."""
+    """The files of a bundle that determine its answers; no output may replace one."""
     for model in bundle.models.values():
         yield model.path
         if model.template_file is not None:
@@ -259,4 +259,4 @@ def _is_ours(path: Path) -> bool:
             start = stream.read(8192)
     except OSError:
         return False
-    return not start or _OURS.match(start) is not None
+    return not start or _OUR_FORMATS.match(start) is not None

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from capt_local.cli.exits import ExitCode, Interrupt
 from capt_local.cli.files import (
-    GivenPrompt,
     OutputFile,
+    PromptInput,
     files_of,
     read_prompt,
     same_file,
-    stdin_holds_text,
+    stdin_has_data,
 )
 from capt_local.cli.options import (
     AnswerFlags,
@@ -32,19 +32,26 @@ from capt_local.cli.options import (
 )
 from capt_local.cli.session import (
     answer_to,
+    answer_with_progress,
     best_answer_to,
-    doubts,
     find_bundle,
     generate_options,
-    hidden_answer_to,
     open_session,
+    unusual_settings,
 )
 from capt_local.decoding.options import FinishReason, Method
 from capt_local.errors import UsageError
 from capt_local.grounding import missing_from
 from capt_local.prompting.messages import Message
 from capt_local.report.answers import DRAFT, summary_line, views
-from capt_local.report.json import REPORTED, Answer, answer_object, dumps, warnings, with_sources
+from capt_local.report.json import (
+    REPORT_CANDIDATES,
+    Answer,
+    answer_object,
+    dumps,
+    warnings,
+    with_sources,
+)
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Pane, Prose, Span
 
@@ -78,7 +85,7 @@ class GenerateFlags(ModelFlags, AnswerFlags, BestOfFlags, SourceFlags, HtmlFlags
     json: bool = setting("--json", "Write a JSON object instead of the text.", False)
     top_logprobs: int = top_logprobs_option("--json")
     with_target: bool = flag(
-        "--with-target", "The target's own answer to the same prompt beside it.", False
+        "--with-target", "Also generate the target's own answer to the same prompt.", False
     )
 
 
@@ -103,16 +110,16 @@ def generate(flags: GenerateFlags) -> int:
     )
     if flags.require_sources and given.of == "prompt":
         raise UsageError("--require-sources needs a note, with -f or on standard input.")
-    if stdin_holds_text():
+    if stdin_has_data():
         screen.notes(["standard input holds text, which is not read; -f - reads it."])
     bundle, template = find_bundle(flags), flags.template_source()
-    top = max(flags.top_logprobs, REPORTED if flags.html else 0)
+    top = max(flags.top_logprobs, REPORT_CANDIDATES if flags.html else 0)
     options = generate_options(bundle, flags, top)
     flags.check_best_of(options)
-    screen.notes([*given.notices, *doubts(options)])
+    screen.notes([*given.notices, *unusual_settings(options)])
     if flags.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
-    delivery = _Delivery(screen, flags, given, files_of(bundle))
+    delivery = _AnswerWriter(screen, flags, given, files_of(bundle))
     schema = json.loads(options.structure.source) if options.structure else None
 
     with Interrupt() as interrupt:
@@ -147,7 +154,7 @@ def generate(flags: GenerateFlags) -> int:
                 own = dataclasses.replace(options, method=Method.TARGET, top=0)
                 label = "the target alone"
                 try:
-                    alone = hidden_answer_to(session, label, given.asked, own, raw=raw)
+                    alone = answer_with_progress(session, label, given.asked, own, raw=raw)
                 except Exception:
                     delivery.write(answer)  # it is finished, whatever happens to the other
                     raise
@@ -166,11 +173,11 @@ def generate(flags: GenerateFlags) -> int:
     return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
 
 
-class _Delivery:
+class _AnswerWriter:
     """Writes an answer where it should go, which is tried out when this is made."""
 
     def __init__(
-        self, screen: Screen, flags: GenerateFlags, given: GivenPrompt, models: Iterable[Path]
+        self, screen: Screen, flags: GenerateFlags, given: PromptInput, models: Iterable[Path]
     ) -> None:
         self._screen, self._flags = screen, flags
         asked = given.asked
@@ -192,7 +199,7 @@ class _Delivery:
         self.live = not (flags.json or self._file or chosen_later)
 
     def keep(self, part: Answer) -> None:
-        """Writes the part of an answer that an error ended; that error is the one to show."""
+        """Writes the partial answer after an error; if that fails too, it is only a note."""
         try:
             self.write(part)
         except UsageError as error:
@@ -206,17 +213,17 @@ class _Delivery:
         """
         partial = answer.finish in (FinishReason.INTERRUPTED, FinishReason.ERROR)
         try:
-            if not self.live and not (partial and self._spared(self._file)):
+            if not self.live and not (partial and self._is_kept(self._file)):
                 self._write_answer(answer)
         finally:
-            if self._page is not None and not (partial and self._spared(self._page)):
+            if self._page is not None and not (partial and self._is_kept(self._page)):
                 from capt_local.report.html import page
 
                 self._page.write(page(answer, self._note, self._offset))
 
-    def _spared(self, file: OutputFile | None) -> bool:
-        """Whether an earlier file is there, which a part of an answer does not replace."""
-        reason = file.spare() if file is not None else None
+    def _is_kept(self, file: OutputFile | None) -> bool:
+        """Whether a file exists, which a partial answer must not replace; a note says so."""
+        reason = file.why_kept() if file is not None else None
         self._screen.notes([reason] if reason else [])
         return reason is not None
 
@@ -252,9 +259,9 @@ def demo(flags: DemoFlags) -> int:
     screen, bundle = Screen.standard(flags.verbose), find_bundle(flags)
     if flags.max_tokens is None:
         flags = dataclasses.replace(flags, max_tokens=_MAX_TOKENS)
-    options = generate_options(bundle, flags, REPORTED, Method.CAPT)
+    options = generate_options(bundle, flags, REPORT_CANDIDATES, Method.CAPT)
     target = dataclasses.replace(options, method=Method.TARGET)
-    screen.notes(doubts(options))
+    screen.notes(unusual_settings(options))
     note = demo_note()
     asked = [Message("user", f"{note}\n\n{QUESTION}")]
     with Interrupt() as interrupt:
@@ -262,10 +269,10 @@ def demo(flags: DemoFlags) -> int:
         with session.runtime:
             title = "The note of a visit (fictitious, written for this demo)"
             screen.show(DRAFT, Pane(title, (Span(note),)), Prose.of(QUESTION, strong=True))
-            alone = hidden_answer_to(session, "the target alone", asked, target)
+            alone = answer_with_progress(session, "the target alone", asked, target)
             if alone.finish is FinishReason.INTERRUPTED:
                 return ExitCode.INTERRUPTED
-            together = hidden_answer_to(session, "all three together", asked, options)
+            together = answer_with_progress(session, "all three together", asked, options)
     for answer in (alone, together):
         screen.detail(summary_line(answer))
     # The notices of the bundle have been shown when it was opened.
@@ -275,5 +282,5 @@ def demo(flags: DemoFlags) -> int:
 
 
 def demo_note() -> str:
-    """The note that travels with the package, written for it about nobody."""
+    """The fictitious note that is part of the package."""
     return (resources.files("capt_local") / "data" / "demo_note.txt").read_text("utf-8").strip()

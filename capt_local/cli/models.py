@@ -1,4 +1,4 @@
-"""`capt-local models ...`: the bundles of this machine, bundles on a stick, and their keys."""
+"""`capt-local models ...`: lists, checks, exports and imports bundles; manages keys."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ShowFlags(BundleFlags):
 class CleanFlags(ViewFlags):
     """Whether anything is deleted."""
 
-    yes: bool = flag("--yes", "Delete it; without, only say what would go.", False)
+    yes: bool = flag("--yes", "Delete it; without --yes, only say what would be deleted.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ def models_show(flags: ShowFlags) -> int:
     The digests are checked first, so that nothing else than the models of the bundle is read.
     """
     from capt_local.bundles import store, verify
-    from capt_local.model_checks import NOT_LOOKED_AT, is_trusted, look_first
+    from capt_local.model_checks import NOT_PROBED, is_trusted, probe_untrusted
 
     screen = Screen.standard(flags.verbose)
     bundle = permitted(store.find(flags.bundle), flags.verify)
@@ -193,11 +193,11 @@ def models_show(flags: ShowFlags) -> int:
             screen.progress(f"reading {role}", part)
 
         stamps = verify.verify(bundle, report, flags.verify).stamps
-        stamps = look_first(bundle, check=flags.verify, stamps=stamps, progress=report)
+        stamps = probe_untrusted(bundle, check=flags.verify, stamps=stamps, progress=report)
     finally:
         screen.clear_progress()
     if flags.verify is Check.NEVER and not is_trusted(bundle):
-        screen.note(f"note: {NOT_LOOKED_AT}")
+        screen.note(f"note: {NOT_PROBED}")
     found = described(bundle, stamps)
     if flags.json:
         screen.line(dumps(found, indent=2))
@@ -212,7 +212,7 @@ def described(
     stamps: Mapping[Path, Stamp] | None = None,
     look: Callable[[ModelFile, Weights], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """All that is known of a bundle; only the vocabularies of its models are loaded.
+    """A bundle as JSON: metadata, models and fit; only the vocabularies are loaded.
 
     A file that is not the one of its stamp is not loaded. `look` is called with each model while
     its vocabulary is there.
@@ -382,7 +382,7 @@ def models_export(flags: ExportFlags) -> int:
     screen = Screen.standard(flags.verbose)
     if flags.unsigned and flags.key:
         raise UsageError("Give either --key or --unsigned.")
-    # Also where it is signed anew: what was changed behind a signature goes nowhere.
+    # Even if it is signed again: a manifest that was changed after signing is not exported.
     bundle = signed(store.find(flags.bundle))
     key = read_private(flags.key) if flags.key else None
     if not (key or flags.unsigned or bundle.folder is None or read_signature(bundle.folder)):
@@ -400,7 +400,7 @@ def models_export(flags: ExportFlags) -> int:
 
 
 def models_import(flags: ImportFlags) -> int:
-    """Takes a bundle into the user's own store: the signature first, then whole or not at all.
+    """Installs a bundle in the user's own store: signature first, then whole or not at all.
 
     Exit code 3 when the bundle is
     not to be trusted, damaged, or older than the installed one; the store is then what it was.
@@ -444,7 +444,7 @@ def models_import(flags: ImportFlags) -> int:
 
 
 def reference(bundle: Bundle, screen: Screen) -> str:
-    """What leads to an installed bundle: its id, or its folder with a note why."""
+    """How to name an installed bundle: by its id, or by its folder, with a note why."""
     from capt_local.bundles import store
 
     try:
@@ -459,7 +459,7 @@ def reference(bundle: Bundle, screen: Screen) -> str:
 
 
 def finished(place: Path, done: str, screen: Screen) -> None:
-    """Says that a bundle was made, and how to go on with it."""
+    """Prints that a bundle was made, and the commands to use it."""
     from capt_local.bundles.manifest import read_bundle
 
     bundle = read_bundle(place)
@@ -471,19 +471,19 @@ def finished(place: Path, done: str, screen: Screen) -> None:
 
 
 def examine(bundle: Bundle, screen: Screen) -> None:
-    """Loads each file once in a process of its own, every weight looked at; that is remembered.
+    """Probes each file in a confined process, checking every weight; the result is cached.
 
     Raises:
-        ModelError: one is damaged, or ended the process that looked at it.
+        ModelError: one is damaged, or crashed the probe.
     """
-    from capt_local.model_checks import look_first
+    from capt_local.model_checks import probe_untrusted
 
     def progress(role: str, _: float) -> None:
         screen.progress(f"examining the {role}", list(bundle.models).index(role) / count)
 
     count = len(bundle.models)
-    # Whoever vouches for it, and wherever it is put together.
-    look_first(replace(bundle, folder=None), check=Check.ALWAYS, progress=progress)
+    # Without a folder it counts as untrusted, so it is probed even if it is signed.
+    probe_untrusted(replace(bundle, folder=None), check=Check.ALWAYS, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -495,12 +495,12 @@ class KeygenFlags(ViewFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class TrustFlags(ViewFlags):
-    """Which key is trusted, or no more."""
+    """The key to trust or to remove."""
 
     key: Path | None = argument("[FILE.pub]", "A public key, as PEM.")
     remove: str | None = flag(
         "--remove NAME",
-        "Takes the trust in a key back: its name, or the beginning of its fingerprint.",
+        "Remove a trusted key, by its name or the beginning of its fingerprint.",
     )
 
 

@@ -39,7 +39,7 @@ _SOURCE = (
 
 @dataclass(frozen=True, kw_only=True)
 class CreateFlags(ViewFlags):
-    """Of what a bundle is made, and where it goes."""
+    """Id, models and licence of the new bundle."""
 
     id: str = argument("ID", "A short name for the bundle.", MISSING)
     target: str | None = flag("--target GGUF", "The target.")
@@ -71,12 +71,12 @@ def models_create(flags: CreateFlags) -> int:
 
       capt-local models create heart --target qwen.gguf --base llama.gguf --expert-adapter lora.gguf
     """
-    from capt_local.bundles.install import new_staging, place_for, write_manifest
+    from capt_local.bundles.install import install_path, new_staging, write_manifest
 
     unsigned = "A bundle that models create makes, which nobody has signed,"
     read_site().limits.refuse(Feature.UNSIGNED, unsigned)
     screen = Screen.standard(flags.verbose)
-    place = place_for(flags.id, replace=flags.replace)
+    place = install_path(flags.id, replace=flags.replace)
     planned = _planned(flags)
     with new_staging(place) as staging:
         put, notes = _collect(planned, staging.folder, flags, screen)
@@ -106,7 +106,7 @@ def _planned(flags: CreateFlags) -> Bundle:
 
 
 def _with_headers(bundle: Bundle, flags: CreateFlags) -> Bundle:
-    """The bundle with what its files say: licences, sources, styles, digests of tokenizers."""
+    """The bundle with metadata of its GGUF headers: licence, source, style, tokenizer digest."""
     from capt_local.bundles.manifest import Style
     from capt_local.llama.gguf_header import check_adapter, file_digests, read_header
 
@@ -159,13 +159,13 @@ def _about(name: str, values: Mapping[str, object], flags: CreateFlags) -> dict[
 def _collect(
     planned: Bundle, folder: Path, flags: CreateFlags, screen: Screen
 ) -> tuple[Bundle, list[str]]:
-    """Brings the files together and looks into each; returns notes for the user, too."""
+    """Assembles the files and probes each; also returns notes for the user."""
     from capt_local.bundles.archive import members
-    from capt_local.bundles.install import put_together
+    from capt_local.bundles.install import assemble
     from capt_local.model_checks import check_tokenizers
 
     try:
-        put, linked = put_together(
+        put, linked = assemble(
             planned, folder, lambda name, part: screen.progress(f"reading {name}", part)
         )
         members(put)  # refuses an expert that is its base
@@ -214,7 +214,7 @@ class PullFlags(ViewFlags):
         "--accept-licence NAME",
         "Accepts a licence; once for each. Without, you are asked on a terminal.",
     )
-    dry_run: bool = flag("--dry-run", "Asks the hub and tells what would be downloaded.", False)
+    dry_run: bool = flag("--dry-run", "Query the hub and show what would be downloaded.", False)
     replace: bool = flag("--replace", "Replace a bundle that is there already.", False)
 
 
@@ -225,7 +225,7 @@ def models_pull(flags: PullFlags) -> int:
     the same command goes on where it was. HF_ENDPOINT names a mirror, HF_TOKEN a token.
     """
     from capt_local.bundles.hub import download, find_files, find_recipe, recipes
-    from capt_local.bundles.install import new_staging, place_for, write_manifest
+    from capt_local.bundles.install import install_path, new_staging, write_manifest
 
     screen = Screen.standard(flags.verbose)
     if flags.recipe is None:
@@ -241,7 +241,7 @@ def models_pull(flags: PullFlags) -> int:
         importlib.import_module("huggingface_hub")
     except ImportError:
         raise UsageError("models pull needs more: pip install 'capt-local[pull]'.") from None
-    place = place_for(recipe.id, replace=flags.replace)
+    place = install_path(recipe.id, replace=flags.replace)
     files = find_files(recipe)
     for role, file in files.items():
         rows = [("weights", recipe.models[role].weights), ("licence", file.licence)]
@@ -268,13 +268,13 @@ def models_pull(flags: PullFlags) -> int:
 
 
 def _accept(files: Mapping[str, ModelFile], given: list[str], screen: Screen) -> None:
-    """Goes on only when every licence is accepted by its name. Raises ModelError: one is not."""
+    """Requires every licence to be accepted by name. Raises ModelError: one is not."""
     words = {word for file in files.values() for word in file.licence.split(" and ")}
     missing = sorted(words - {word.lower() for word in given})
     if not missing:
         return
     stdin = sys.stdin.buffer if sys.stdin is not None else None
-    if stdin is not None and stdin.isatty() and screen.asides_on_terminal:  # else nothing waits
+    if stdin is not None and stdin.isatty() and screen.err_on_terminal:  # else nothing waits
         screen.note(
             f"Licences: {', '.join(missing)}. The texts are in the repositories; 'not-stated' "
             "means that nobody gives you a right. Type 'accept' to accept them:"

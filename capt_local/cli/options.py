@@ -60,14 +60,14 @@ def flag(
 
 
 def setting(usage: str, help: str, default: Any = None, **more: Any) -> Any:
-    """The same for an option that environment and files can set too, by its long name."""
+    """Like `flag`, with an environment variable and a settings key named after its long flag."""
     long = max((word for word in usage.split() if word.startswith("-")), key=len)
     twin = "CAPT_LOCAL_" + long.lstrip("-").upper().replace("-", "_")
     return flag(usage, help, default, twin=twin, **more)
 
 
 def argument(metavar: str, help: str, default: Any = None) -> Any:
-    """A field of a group that is what stands without a flag; one without a default is required."""
+    """A field of a group that is a positional argument; one without a default is required."""
     made = typer.Argument(metavar=metavar, help=help, show_default=False)
     return dataclasses.field(default=default, metadata={"declared": made, "names": []})
 
@@ -153,22 +153,22 @@ class SampleFlags(CombineFlags):
     """The same, how tokens are drawn, and when the answer ends."""
 
     max_tokens: int | None = setting(
-        "-n --max-tokens N", "Most tokens of the answer. Default: the bundle's, else 512."
+        "-n --max-tokens N", "Maximum tokens of the answer. Default: the bundle's, else 512."
     )
-    temp: float | None = setting("--temp T", "Temperature; 0 takes the likeliest. Default: 0.")
-    top_k: int = setting("--top-k K", "Keep the K likeliest; 0: all.", 0)
-    top_p: float = setting("--top-p P", "Keep the likeliest up to this mass.", 1.0)
-    min_p: float = setting("--min-p P", "Keep those above this share of best.", 0.0)
+    temp: float | None = setting("--temp T", "Temperature; 0: greedy decoding. Default: 0.")
+    top_k: int = setting("--top-k K", "Keep the K likeliest tokens; 0: all.", 0)
+    top_p: float = setting("--top-p P", "Keep the likeliest tokens up to this probability.", 1.0)
+    min_p: float = setting("--min-p P", "Keep tokens above this share of the best.", 0.0)
     repeat_penalty: float = setting(
         "--repeat-penalty X", "Above 1: recent tokens become less likely. Default: 1.", 1.0
     )
     no_repetition_stop: bool = setting(
-        "--no-repetition-stop", "Let an answer run on that repeats itself without end.", False
+        "--no-repetition-stop", "Do not stop an answer that repeats itself without end.", False
     )
     repeat_last_n: int = setting(
         "--repeat-last-n N", "Tokens that the repetition penalty looks back. Default: 64.", 64
     )
-    seed: int = setting("-s --seed N", "Of the random draws. Default: 0.", 0)
+    seed: int = setting("-s --seed N", "Random seed. Default: 0.", 0)
     stop: list[str] | None = flag("--stop TEXT", "Ends the answer; may be given several times.")
 
 
@@ -192,11 +192,11 @@ class StructureFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFlags:
-    """What becomes of an answer whose facts the note does not have."""
+    """Whether an answer with facts that the note lacks is refused."""
 
     require_sources: bool = setting(
         "--require-sources",
-        "Answer nothing where a fact of the answer is not in the note (docs/documents.md).",
+        "Refuse to answer if a fact of the answer is not in the note (docs/documents.md).",
         False,
     )
 
@@ -245,15 +245,15 @@ class AnswerFlags(AskFlags, TemplateFlags):
     )
     speed: Speed = setting(
         "--speed NAME",
-        "auto: drafts that all models check at once, where they pay; exact-steps: none; the same "
-        "answer. fast: the target alone where expert and base hardly count: another answer. "
+        "auto: speculative drafts where they pay; exact-steps: none, with the same answer. fast: "
+        "the target alone where expert and base hardly matter, with a different answer. "
         "Default: auto.",
         Speed.AUTO,
     )
 
     def thought_writer(self, screen: Screen) -> Callable[[bytes], None] | None:
         """What writes reasoning on standard error; None where it is hidden."""
-        display = self.thoughts or ("dim" if screen.asides_on_terminal else "hide")
+        display = self.thoughts or ("dim" if screen.err_on_terminal else "hide")
         return None if display == "hide" else partial(screen.thought, dim=display == "dim")
 
 
@@ -323,7 +323,7 @@ class ModelFlags:
     bundle: str | None = setting(
         "-m --bundle NAME|PATH", "A bundle: its id, its folder or its bundle.toml. Default: demo."
     )
-    target: Path | None = setting("--target GGUF", "The target model, for no bundle.")
+    target: Path | None = setting("--target GGUF", "The target model, instead of a bundle.")
     expert: list[Path] | None = setting(
         "--expert GGUF", "The clinical expert, likewise; once for each of several pairs."
     )

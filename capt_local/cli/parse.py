@@ -3,10 +3,9 @@
 A verb is a function of one frozen dataclass (see `options`); each of its fields is one option.
 Errors of the command line do not repeat the value that was typed: it may be a note.
 
-A flag wins over the environment, that over the user's file, that over the site's; also where two
-options do not go together. What can be set is read off the declarations of the options: whatever
-has an environment twin, and a key of a file is the long flag without its dashes. Besides, the
-folders with bundles can be set (`config.model_folders`), which have no flag.
+Precedence: flag, environment, user file, site file; it also decides between options that exclude
+each other. Every option with an environment variable has a key in the settings files, the long flag
+without its dashes. The bundle folders (`config.model_folders`) have a key but no flag.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import typer
 from capt_local.cli.exits import ExitCode
 from capt_local.config import KEY, MODELS_VARIABLE, ConfigFile, Feature, read_site, read_user
 from capt_local.errors import UsageError
-from capt_local.report.terminal import Screen, unwritable
+from capt_local.report.terminal import Screen, output_error
 
 Verb = Callable[..., int]
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -36,8 +35,8 @@ _USAGE_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ in ("ClickException", "UsageError")
 )
 _PLAIN_OPTION = re.compile(r"--?[a-z][a-z-]{0,30}")
-# What people type who know other verbs, other programs, or earlier versions.
-_INSTEAD = {
+# Suggestions for options of other verbs, other programs or earlier versions.
+_SUGGESTIONS = {
     ("eval", "--method"): "--methods NAME,NAME",
     ("bench", "--method"): "--modes NAME,NAME",
     ("chat", "-o"): "/save FILE in the chat",
@@ -56,14 +55,14 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
     """Parses the arguments of a verb and runs it; returns the exit code."""
     site, user, options = read_site(), read_user(), options_of(verb)
     files: dict[str, ConfigFile] = {SITE: site, USER: user}  # the stronger last
-    of_files, file_of = values_of(files, options)
+    file_values, file_sources = values_of(files, options)
     program = typer.Typer(add_completion=False, rich_markup_mode=None)
     program.command(context_settings=_SETTINGS)(_flat(verb))
     made: Any = typer.main.get_command(program)
     try:
-        # Only the parsing happens inside: Click has ideas of its own about errors and Ctrl-C.
+        # Click only parses here; the verb runs outside of its handling of errors and Ctrl-C.
         parsed = made.main(
-            list(arguments), prog_name=name, standalone_mode=False, default_map=of_files
+            list(arguments), prog_name=name, standalone_mode=False, default_map=file_values
         )
     except typer.Exit as exit_:
         return exit_.exit_code
@@ -72,7 +71,7 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
     except BrokenPipeError:
         raise
     except OSError as error:  # Click writes the help by itself
-        raise unwritable(error) from None
+        raise output_error(error) from None
     except _USAGE_ERRORS as error:
         at: Any = getattr(getattr(error, "param", None), "name", None)
         declared = next((one for one in options.values() if one.name == at), None)
@@ -80,7 +79,7 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
         context: Any = getattr(error, "ctx", None)
         source = context.get_parameter_source(at) if context and declared else None
         if declared is not None and source is not None and source.name == FILES:
-            path = files[file_of[declared.name]].path
+            path = files[file_sources[declared.name]].path
             screen.error(f"{path}: options.{declared.key} takes {takes}.")
         else:
             line = _usage_line(error, takes, name.split()[-1])
@@ -98,7 +97,7 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
         note = f"{', '.join(unknown)} {have} in the environment, but no setting has this name;"
         screen.notes([f"{note} {hint}"])
     gone = _overruled(
-        values, {at: file_of[at] if one == FILES else one for at, one in sources.items()}
+        values, {at: file_sources[at] if one == FILES else one for at, one in sources.items()}
     )
     return verb(_flags_of(verb)(**{at: each for at, each in values.items() if at not in gone}))
 
@@ -113,7 +112,7 @@ def _flat(verb: Verb) -> Callable[..., Any]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
     for field, kind in _fields_of(verb):
-        # An argument without a default has to be given.
+        # An argument without a default is required.
         missing = field.default is dataclasses.MISSING
         default = inspect.Parameter.empty if missing else field.default
         declared: Any = Annotated[kind, field.metadata["declared"]]
@@ -131,7 +130,7 @@ def _flat(verb: Verb) -> Callable[..., Any]:
 
 
 def _usage_line(error: BaseException, takes: str, verb: str) -> str:
-    """What is wrong with the command line, without the value that stands there."""
+    """A usage error as one line, without the offending value."""
     option, param = getattr(error, "option_name", None), getattr(error, "param", None)
     if names := getattr(param, "opts", None):
         long = max(names, key=len)
@@ -141,12 +140,12 @@ def _usage_line(error: BaseException, takes: str, verb: str) -> str:
         return f"{long} takes {takes}."
     if option is None:
         return "There is text that belongs to no option; put the prompt in quotes: -p '...'."
-    # Text that begins with a dash looks like an option; only what cannot be a note is repeated.
+    # Text that begins with a dash is taken for an option; only plain option names are repeated.
     plain = _PLAIN_OPTION.fullmatch(option)
     if hasattr(error, "possibilities"):
         near = ", ".join(getattr(error, "possibilities", None) or ())
         what = f"option {option}" if plain else "such option"
-        hint = _INSTEAD.get((verb, option)) or _INSTEAD.get(("", option)) or near
+        hint = _SUGGESTIONS.get((verb, option)) or _SUGGESTIONS.get(("", option)) or near
         return f"There is no {what}{f' (near: {hint})' if hint else ''}."
     return f"The option {option if plain else 'at the end'} needs a value."
 
@@ -160,8 +159,8 @@ _SOURCES = ("COMMANDLINE", "ENVIRONMENT", USER, SITE)
 _PREFIX, _TESTS = "CAPT_LOCAL_", "CAPT_LOCAL_TEST_"
 # Variables without an option.
 _OTHERS = frozenset({MODELS_VARIABLE, "CAPT_LOCAL_DEBUG"})
-# All options that have a twin: reading them off the declarations of all verbs takes a second, so a
-# test compares.
+# Keys of all options with an environment variable. Collecting them from the verbs takes a second,
+# so they are listed here, and a test compares.
 KEYS = frozenset({
     "adapter", "allow-host", "allow-origin", "alpha", "api-key-file",
     "base", "best-of", "bundle", "ctx-size", "date", "delimiter", "device", "encoding", "expert",
@@ -172,13 +171,13 @@ KEYS = frozenset({
     "speed", "system", "target", "tasks", "temp", "tensor-split", "thoughts", "threads",
     "tls-cert", "tls-key", "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
 })  # fmt: skip
-# Options that exclude each other: the set with the stronger source holds.
-_RIVALS = (
+# Options that exclude each other: the set with the stronger source wins.
+_EXCLUSIVE = (
     ({"bundle"}, {"target", "expert", "base", "expert_adapter"}),
     ({"raw"}, {"system", "system_file"}),
     ({"alpha"}, {"weights"}),
 )
-# Options that mean nothing without one of these: then their settings are not used.
+# Options that require one of these others; without it, their settings are ignored.
 _NEEDS = {"top_logprobs": {"json", "logprobs"}}
 
 
@@ -211,7 +210,7 @@ class DeclaredOption:
 
     @property
     def takes(self) -> str:
-        """Which values it takes, for people."""
+        """The accepted values, as text for the user."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         ends = ""
@@ -221,7 +220,7 @@ class DeclaredOption:
         return names.get(self.kind, "a text") + ends
 
     def from_file(self, given: Any, file: ConfigFile) -> Any:
-        """The value of a file as text for Click, which checks it as it checks a flag.
+        """A value of a settings file as text for Click, which validates it like a flag.
 
         Raises:
             UsageError: it is a relative path, or holds a NUL.
@@ -244,10 +243,10 @@ class DeclaredOption:
 def values_of(
     files: Mapping[str, ConfigFile], known: Mapping[str, DeclaredOption]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the files say about the options of one verb, and which file says it.
+    """The settings of one verb from both files, and the file that each comes from.
 
     Raises:
-        UsageError: a key is no setting of any verb, or a value cannot be one.
+        UsageError: a key is no setting of any verb, or a value is invalid.
     """
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -309,7 +308,7 @@ def _declared(field: dataclasses.Field[Any], kind: Any) -> DeclaredOption:
 
 
 def _default_text(default: Any, help: str) -> str:
-    """A default for people; where the declaration has none, what its help says of it."""
+    """The default as text; where the declaration has none, the one that its help names."""
     if default in (None, "", dataclasses.MISSING):
         found = re.search(r"Default: (.*?)\.?$", help)
         return found[1] if found else ""
@@ -319,7 +318,7 @@ def _default_text(default: Any, help: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Variables of our prefix that nothing reads; a typing error is one of them."""
+    """Environment variables with our prefix that no setting has, such as misspelled ones."""
     known = {_PREFIX + key.upper().replace("-", "_") for key in KEYS} | _OTHERS
     return sorted(
         name
@@ -329,14 +328,14 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def _overruled(values: Mapping[str, Any], origin: Mapping[str, str]) -> set[str]:
-    """Options whose values do not count, since they do not go with those of a stronger source."""
+    """Options to ignore because they conflict with options of a stronger source."""
 
     def rank(names: set[str]) -> int:
         sources = [origin[name] for name in names if origin.get(name) in _SOURCES]
         return min(map(_SOURCES.index, sources), default=len(_SOURCES))
 
     gone: set[str] = set()
-    for rivals in _RIVALS:
+    for rivals in _EXCLUSIVE:
         ranks = [rank(names) for names in rivals]
         if len(_SOURCES) not in ranks and ranks[0] != ranks[1]:
             gone |= rivals[ranks[0] < ranks[1]]

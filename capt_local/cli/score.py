@@ -1,4 +1,4 @@
-"""`capt-local score`: log-likelihoods of texts and given answers, and which choices are taken."""
+"""`capt-local score`: log-likelihoods of texts, of given answers and of choices."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ScoreFlags(JsonFlags, ModelFlags, MethodFlags, ViewFlags):
     file: Path = argument("FILE", "JSON Lines (.jsonl, see above), or one text.", MISSING)
     limit: int | None = flag("--limit N", "Only the first N items.", min=1)
     max_bytes: int | None = flag("--max-bytes N", "Only the first N bytes of each text.", min=1)
-    raw: bool = setting("--raw", "Answers go on with the prompt, without a template.", False)
-    end: bool = flag("--end", "It counts that a given answer ends where it does.", False)
+    raw: bool = setting("--raw", "Answers continue the prompt, without a chat template.", False)
+    end: bool = flag("--end", "Also score that a given answer ends where it does.", False)
     normalise: Literal["none", "bytes", "tokens"] = flag(
         "--normalise none|bytes|tokens",
         "What the log-likelihood of a choice is divided by. Default: none.",
@@ -51,24 +51,24 @@ def score(flags: ScoreFlags) -> int:
     Each line of FILE is {"id", "text"}, a text that is scored from its beginning; or {"id",
     "prompt", "continuation"}, a given answer after a prompt; or {"id", "prompt", "choices",
     "answer"}, of which one is chosen. "messages" may stand for "prompt". Without a fixed --alpha,
-    its weights come from the prompt; in a text they follow it, each token being predicted with
-    what stands before it. An item that is longer than the context is told, and the rest goes on.
+    the weights come from the prompt; in a text they are updated as it goes, each token being
+    predicted from the text before it. An item longer than the context is reported and skipped.
 
     Examples:
       capt-local score notes.jsonl --method capt
 
       capt-local score questions.jsonl --normalise bytes -o items.jsonl --json
     """
-    from capt_local.decoding.scoring import Choosing  # the help needs none of it
+    from capt_local.decoding.scoring import ChoiceCriterion  # the help needs none of it
 
     screen = Screen.standard(flags.verbose)
     items = read_score_items(
         flags.file, "The file (FILE)", raw=flags.raw, limit=flags.limit, size=flags.max_bytes
     )
     choosing = {
-        "none": Choosing.LIKELIHOOD,
-        "bytes": Choosing.PER_BYTE,
-        "tokens": Choosing.PER_TOKEN,
+        "none": ChoiceCriterion.LIKELIHOOD,
+        "bytes": ChoiceCriterion.PER_BYTE,
+        "tokens": ChoiceCriterion.PER_TOKEN,
     }[flags.normalise]
     bundle = find_bundle(flags)
     output = None
@@ -105,7 +105,7 @@ def score(flags: ScoreFlags) -> int:
     finally:
         screen.clear_progress()
         if output is not None and done:
-            spared = None if len(done) == len(items) else output.spare()
+            spared = None if len(done) == len(items) else output.why_kept()
             if spared is None:
                 output.write("".join(dumps(_object(one, method)) + "\n" for one in done))
             else:
@@ -116,7 +116,7 @@ def score(flags: ScoreFlags) -> int:
 def _report(
     screen: Screen, done: Sequence[ItemScore], total: int, method: str, *, json: bool
 ) -> ExitCode:
-    """The sum of what is done, and what is wrong with it."""
+    """Prints totals and problems; returns the exit code."""
     failed, interrupted = sum(bool(one.error) for one in done), len(done) < total
     if again := sum(one.windows - 1 for one in done):
         screen.note(f"{again} times the context was full and a text went on afresh.")
@@ -152,7 +152,7 @@ def _figures(items: Sequence[ItemScore], method: str) -> JsonObject:
 
 
 def _object(one: ItemScore, method: str) -> JsonObject:
-    """One item, with the keys that it has something for."""
+    """One item as JSON; keys without a value are left out."""
     if one.error:
         return {"id": one.id, "method": method, "error": one.error}
     result: JsonObject = {"id": one.id, **_figures([one], method)}

@@ -72,7 +72,7 @@ class ServeFlags(ModelFlags, TemplateFlags, MethodFlags, SampleFlags, ViewFlags)
     )
     idle_timeout: float | None = setting(
         "--idle-timeout MINUTES",
-        "Forget all texts when nothing was asked for so long. Default: 10.",
+        "Clear all texts from the models after so long without a request. Default: 10.",
     )
 
 
@@ -86,7 +86,7 @@ def serve(flags: ServeFlags) -> int:
     """
     screen, keys = Screen.standard(flags.verbose), _keys(flags)
     from capt_local.rerank import open_scorer
-    from capt_local.serve.app import OPEN_PATHS, Service, library
+    from capt_local.serve.app import PUBLIC_PATHS, Service, library
     from capt_local.serve.engine import Engine
     from capt_local.serve.server import Guard, listen, run
 
@@ -125,14 +125,14 @@ def serve(flags: ServeFlags) -> int:
             "stored; Ctrl-C ends it."
         )
         guard = Guard(service.app, hosts=map(str.lower, names), keys=keys, origins=origins,
-                      open_paths=OPEN_PATHS, report=screen.note)  # fmt: skip
+                      public_paths=PUBLIC_PATHS, report=screen.note)  # fmt: skip
         run(guard, listener, leave=signals, stop=engine.stop, certificate=flags.tls_cert,
             key=flags.tls_key)  # fmt: skip
     return signals.code or ExitCode.INTERRUPTED
 
 
 def _keys(flags: ServeFlags) -> tuple[str, ...]:
-    """The keys; refuses what the site forbids, and what would be open to others."""
+    """The API keys; refuses what the site forbids, and unprotected access from other machines."""
     from capt_local.serve.server import is_loopback
 
     limits, path = read_site().limits, flags.api_key_file
@@ -154,7 +154,7 @@ def _keys(flags: ServeFlags) -> tuple[str, ...]:
     if os.stat(path).st_mode & 0o077:
         raise UsageError("The file of --api-key-file can be read by others: chmod 600 it.")
     found = tuple(line.strip() for line in lines if line.strip())
-    # /proof answers whoever asks, so that keys of few characters could be guessed at leisure.
+    # /proof needs no key, so short keys could be found by brute force.
     plain = all(key.isascii() and len(key) >= _SHORTEST_KEY for key in found)
     if not found or not plain or any(len(set(key)) < _FEWEST_CHARACTERS for key in found):
         raise UsageError(

@@ -94,7 +94,7 @@ def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
 
 
 def _placements(flags: ModelFlags, bundle: Bundle) -> dict[str, Placement]:
-    """Where models go: of the roles that flags name, and of all others as that of ""."""
+    """The device placement by role; the key "" holds that of all roles that no flag names."""
     from capt_local.llama.options import CPU, Placement
 
     def by_role(name: str, given: Sequence[str] | None) -> dict[str, list[str]]:
@@ -138,9 +138,9 @@ def _placements(flags: ModelFlags, bundle: Bundle) -> dict[str, Placement]:
 def generate_options(
     bundle: Bundle, flags: SampleFlags, top: int = 0, method: Method | None = None
 ) -> GenerateOptions:
-    """How the answer is made: flags first, then what the bundle says, then the defaults.
+    """The options of an answer: flags first, then the bundle's defaults, then the program's.
 
-    `top` candidates of each model are reported for each token. `method` stands above the flags.
+    `top` candidates of each model are reported for each token. `method` overrides the flags.
 
     Raises:
         UsageError: a value has no meaning, or the site forbids it.
@@ -187,8 +187,8 @@ def generate_options(
     return made
 
 
-def doubts(options: GenerateOptions) -> list[str]:
-    """Why answers with these settings are hardly worth reading; empty where nothing speaks so."""
+def unusual_settings(options: GenerateOptions) -> list[str]:
+    """Warnings about settings outside the usual range, at most one; empty if there are none."""
     combine, sample = options.combine, options.sample
     if any(not 0 <= alpha <= 2 for alpha in combine.alphas):
         return ["an alpha from 0 to 1 is usual; above 2, or below 0, answers fall apart."]
@@ -284,7 +284,7 @@ def _record(
     notices: Sequence[str] = (),
     **more: Any,
 ) -> Answer:
-    """An answer with its provenance; `notices` and `more` are what its making adds."""
+    """The record of an answer with its provenance; `notices` and `more` are added to it."""
     runtime = session.runtime
     return answer_of(
         generation,
@@ -343,8 +343,8 @@ def answer_to(
 ) -> Answer:
     """Runs one generation to its end; raises what `Runtime.generate` does.
 
-    `show` gets the bytes of the answer as they come, `think` those of the model's reasoning, `keep`
-    the part of an answer that an error ends.
+    `show` receives the bytes of the answer as they come, `think` those of the reasoning, `keep`
+    the partial answer if an error ends it.
     """
     generation = session.runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
     steps: list[Step] = []
@@ -359,14 +359,14 @@ def answer_to(
             failed = FinishReason.ERROR
             keep(_record(session, generation, steps, options, raw=raw, finish=failed))
         raise
-    # An interrupted answer may end in bytes that no step brought.
+    # An interrupted answer may end in held-back bytes that no step has shown.
     shown = sum(len(step.piece_bytes) for step in steps if not step.thought)
     if show is not None and len(generation.text_bytes) > shown:
         show(generation.text_bytes[shown:])
     return _record(session, generation, steps, options, raw=raw)
 
 
-def hidden_answer_to(
+def answer_with_progress(
     session: Session,
     label: str,
     asked: str | Sequence[Message],

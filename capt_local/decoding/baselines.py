@@ -1,8 +1,8 @@
 """The published methods, for comparison: functions on the rows of logits of their models.
 
-Each gives a normalised distribution, as it is published for generating and in a form for scoring
-that gives every token some probability: an addition, since the published ones give 0 to most texts.
-What the authors' code loses stays lost here (docs/method.md).
+Each returns a normalised distribution: as published, for generating, and in a variant for scoring
+that gives every token some probability (our addition, as the published ones give most texts 0).
+Information that the authors' code loses is lost here too (docs/method.md).
 
 Tokens become strings as in `get_top_k_tokens` and `update_vocab` of UniTE (Yao et al. 2025), which
 the authors of CAPT (Ronaghi et al. 2026) took over in their `proxy_tuning_client.py`; capt-local
@@ -27,11 +27,11 @@ class Choices:
     """A normalised distribution over the tokens of the leading model, in nats.
 
     Attributes:
-        tokens: in the order in which the method weighs them, so that the first of equals wins; a
-            token may come more than once (UniTE: two strings that begin with it), shape (n,).
+        tokens: in the method's own order, which breaks ties; a token may occur more than once
+            (UniTE: two strings with the same first sub-token), shape (n,).
         logp: log-probability of each, shape (n,).
-        outside: what any other token has over its log-probability under the leading model.
-            -inf: such a token cannot come, as when generating. Finite: the form for scoring.
+        outside: added to the leading model's log-probability of any other token. -inf: such tokens
+            have probability 0, as in generation. Finite: the variant for scoring.
     """
 
     tokens: IntArray
@@ -46,15 +46,15 @@ class Choices:
         return Choices(tokens, logp, self.outside)
 
     def sharing(self, logits: Row) -> Choices:
-        """The form for scoring in which the tokens share what the leading model gives to them.
+        """The variant for scoring: the tokens share the leading model's probability of them all.
 
-        Every other token keeps its probability.
+        Every other token keeps the leading model's probability.
         """
         share = log_mass(log_softmax(logits)[self.tokens])
         return Choices(self.tokens, self.logp + share, outside=0.0)
 
     def over(self, row: Row) -> Distribution:
-        """The distribution with the leading model's own row, without a contrast."""
+        """As a `Distribution` on the leading model's logits, with a contrast of 0."""
         every, count = plausible(row, 0.0), len(self.tokens)
         rest = max(0.0, 1.0 - float(np.exp(every.logp[np.unique(self.tokens)]).sum()))
         own = Candidates(self.tokens, every.logp[self.tokens], rest, every.log_total)
@@ -112,7 +112,7 @@ def contrastive(
     limit is that of Li et al. (2022), whose own score is logp_E - logp_A. For `scoring` see
     `Choices.sharing`.
     """
-    # The cut is made in single precision, as in the papers' logits.
+    # The limit is computed in single precision, as in the papers' code.
     least = expert.max() + np.float32(math.log(plausibility))
     tokens = np.flatnonzero(expert >= least).astype(np.int32)
     wide = expert[tokens].astype(np.float64), base[tokens].astype(np.float64)
@@ -132,7 +132,7 @@ def unite(
     """The mean of two softmaxes over the union of the strings of both models' top k.
 
     The published distribution has an entry for each string, the target's in order first. A string
-    that is no token of the target emits its first sub-token there, and the expert reads on from
+    that is no token of the target emits its first sub-token, and the expert then continues after
     that. `strings` are those of target and expert; for `scoring` see `Choices.sharing`.
     """
     own, other = (
@@ -151,8 +151,8 @@ def _entries(
 ) -> tuple[IntArray, FloatArray]:
     """A model's piece for each string of the union, and the log-softmax of their logits.
 
-    Where a byte-level model has no token for a string and the first sub-token is there already,
-    the string gets the logit 0; a SentencePiece model gives it the sub-token's logit once more.
+    A string without a token gets the logit of its first sub-token; but in a byte-level model 0 if
+    that sub-token is in the list already (a SentencePiece model uses its logit again).
     """
     taken = set(own.values())
     tokens = np.empty(len(union), dtype=np.int32)
@@ -181,21 +181,21 @@ def paper_capt(
     Log-probabilities are over each model's whole vocabulary; m(t) is `TokenStrings.piece`, which
     the published code looks up for expert and base apart. There is no floor, no plausibility limit
     and no event for the end of an answer. Published: alpha 1, k 20, and the softmax of s over the
-    candidates in the target's order; nothing else can come.
+    candidates in the target's order; all other tokens have probability 0.
 
-    With `scoring`, other tokens keep the target's probability, uncontrasted, and all is divided by
-    the sum over the vocabulary. `strings` are those of target, expert and base.
+    With `scoring`, other tokens have the target's probability, without contrast, and the result is
+    normalised over the vocabulary. `strings` are those of target, expert and base.
     """
-    # Of two candidates with one key ("/n" and a newline) the less likely one overwrites the
-    # other, in its place: a dictionary does here what it does in the published code.
+    # Of two candidates with the same key ("/n" and a newline) the less likely one replaces the
+    # other at its position, as the dictionary in the published code does.
     keys = {strings[0].key(token): token for token in top(target, k)}
     tokens = np.array(list(keys.values()), dtype=np.int32)
     own = log_softmax(target)[tokens]
-    said = [
+    proxy_logps = [
         log_softmax(row)[[each.piece(key) for key in keys]]
         for each, row in zip(strings[1:], (expert, base), strict=True)
     ]
-    scores = own + alpha * (said[0] - said[1])
+    scores = own + alpha * (proxy_logps[0] - proxy_logps[1])
     if not scoring:
         return Choices(tokens, scores - log_mass(scores))
     rest = max(-math.expm1(log_mass(own)), 0.0)
@@ -203,7 +203,7 @@ def paper_capt(
     return Choices(tokens, scores - total, -total).merged()
 
 
-# The mean probability from which on two models agree, and below which a distribution is smooth.
+# Above this mean probability two models agree; below this maximum a distribution is smooth.
 _CONSENSUS = 0.5
 
 
@@ -221,19 +221,19 @@ def safe(
     boundaries agree (the expert's tokens of the text so far stay when the target's likeliest token
     follows) and where they do not agree already: their likeliest strings differ, and the mean of
     the probabilities that they give to the target's is at most 0.5. Where the ensemble is smooth
-    (nothing above 0.5), a string takes over what its own beginnings have, and the string with most
-    is emitted. Every step is decided by itself here; the authors verify drafts of the target
-    several tokens at a time. They publish code, which was not at hand: see docs/method.md.
+    (nothing above 0.5), a string gets the probability of all strings that are its prefixes, and the
+    most probable one is emitted. Each step is decided by itself here; the authors verify drafts of
+    the target several tokens at a time. Their code was not available to us: see docs/method.md.
 
     Args:
         strings: of target and expert.
-        keeps_tokens: whether the expert's tokens so far stay when this token of the target follows.
+        keeps_tokens: whether this token of the target leaves the expert's tokens so far unchanged.
         target: logits.
         expert: logits.
-        scoring: without the sharpening, which gives 0 to tokens.
+        scoring: omit the sharpening, which gives some tokens probability 0.
 
     Returns:
-        None for the target alone.
+        The distribution; None where the target alone is used.
     """
     token, key = int(target.argmax()), strings[0].key(int(target.argmax()))
     if key == strings[1].key(int(expert.argmax())):
@@ -260,7 +260,7 @@ def safe(
 _MARK, _LETTER = "\u2581", "\u0120"
 # A newline, likewise; and what the published code makes of both. (It means "\n".)
 _NEWLINES, _SLASH_N = ("<0x0A>", "\u010a"), "/n"
-# The published code takes this id for "not in the vocabulary", as in Llama-2 and Mistral.
+# The id that the published code uses for "not in the vocabulary", as in Llama-2 and Mistral.
 _UNKNOWN = 0
 # The letter that byte-level BPE writes for each byte (Radford et al. 2019, GPT-2).
 _PLAIN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -268,11 +268,11 @@ _LETTERS = {byte: 256 + i for i, byte in enumerate(sorted({*range(256)} - _PLAIN
 
 
 class TokenStrings:
-    """A vocabulary as Transformers spells it, and the piece that stands for a foreign string.
+    """A vocabulary as Transformers spells it, and the token for a string of another model.
 
-    `key` is `convert_ids_to_tokens` and what the published code then replaces; `piece` is its
-    lookup of a key that came from another model. Both stay strings all the way: no key is ever
-    turned back into text, so byte-level letters reach a SentencePiece tokenizer as letters.
+    `key` is `convert_ids_to_tokens` with the replacements of the published code; `piece` is its
+    lookup of a key from another model. As published, keys are never decoded to text, so that
+    byte-level letters such as "\u0120" reach a SentencePiece tokenizer as letters.
 
     Attributes:
         spaced: SentencePiece spelling (word mark, `<0x0A>` for bytes); else byte-level letters.
@@ -297,10 +297,10 @@ class TokenStrings:
         return key
 
     def piece(self, key: str) -> int:
-        """m(t): the entry with the same string, else the first sub-token of the string.
+        """m(t): the token with the same string, else the first sub-token of the string.
 
-        A SentencePiece tokenizer puts a word mark in front of what it splits; where that mark is a
-        piece of its own it is passed over, where it is merged with the first letters it stays.
+        A SentencePiece tokenizer puts a word mark before the text it splits; if the mark is a token
+        by itself it is skipped, if it is merged with the first letters it is kept.
         """
         if key not in self._pieces:
             self._pieces[key] = self._find(key)
@@ -323,13 +323,13 @@ class TokenStrings:
         same = self._ids.get(string, _UNKNOWN)
         if same != _UNKNOWN:
             return same
-        # Transformers' `tokenize` takes control tokens written out for what they are.
+        # Transformers' `tokenize` parses the names of control tokens, so this does too.
         tokens = self._tokenize(string.encode("utf-8", "replace"), special=True)
         passed_over = space if self.spaced else -1
         return next((token for token in tokens if token != passed_over), _UNKNOWN)
 
     def _spell(self, piece: bytes, kind: int) -> str:
-        """What `convert_ids_to_tokens` gives: the vocabulary's own writing, not the text."""
+        """The result of `convert_ids_to_tokens`: the vocabulary's own spelling, not the text."""
         if kind == TokenKind.BYTE:
             return f"<0x{piece[0]:02X}>"
         if kind == TokenKind.NORMAL and not self.spaced:

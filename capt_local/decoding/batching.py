@@ -1,8 +1,8 @@
-"""Many requests at once: each goes its own way, and their models decode together.
+"""Continuous batching: many requests at once, whose tokens are decoded in common batches.
 
-Each request is ordinary code (a `Generation`) that knows nothing of the others, in a coroutine of
-its own (greenlet). All run in one thread, one at a time, in an order that depends on the requests
-alone; where several want the same model, it decodes for all of them in one batch.
+Each request is an ordinary `Generation` that knows nothing of the others, in its own coroutine
+(greenlet). All run in one thread, one at a time, in an order that depends on the requests alone;
+when several wait for the same model, it decodes for all of them in one batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, read_by
+from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, prompt_for_role
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import FinishReason, GenerateOptions, Step
 from capt_local.decoding.prompt_weights import Memory
@@ -25,30 +25,30 @@ from capt_local.errors import Cancelled, CaptError
 from capt_local.prompting.messages import Message, Prompt
 from capt_local.tokenization import Rows, common_length
 
-# The prompt of a role for what was asked, raw or not.
+# Makes a prompt from (role, text or messages, raw).
 PromptOf = Callable[[str, str | Sequence[Message], bool], Prompt]
-# Called with its place, from 0.
+# Called with the number of its slot, from 0.
 Job = Callable[[int], "RequestResult"]
 
-# Beginnings that are shorter are not worth keeping apart.
+# Shorter common prefixes, in tokens, are not worth sharing.
 _LEAST = 16
-# Tokens before the user's text that the evidence reads once more, for their rows.
+# Tokens before the user's text that are decoded again, for the logits that the evidence needs.
 _MARGIN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question, or a conversation that ends with the user's turn, and how it is answered.
+    """A question, or a conversation that ends with the user's turn, and its options.
 
     Attributes:
-        raw: goes on with the text as it is, without a template.
-        on_step: called with each step as it is made, and the answer that it belongs to.
-        cancel: called before each step and while the prompt is computed; true ends this answer
+        raw: continue the text as it is, without a chat template.
+        on_step: called with the answer and each of its steps.
+        cancel: called before each step and while the prompt is decoded; true ends this answer
             alone as interrupted.
-        group: of requests with the same prompt, one behind the other: the prompt is read once. What
-            else runs at the same time makes no difference to them either. None: of no group.
-        owner: with `reuse`, only what requests of the same owner have left is gone on with: how
-            much is read anew, and how soon, would tell others how an owner's text began.
+        group: equal for consecutive requests with the same prompt, which is then decoded once; the
+            result does not depend on what else runs at the same time. None: no group.
+        owner: with `reuse`, KV cache contents are reused only within one owner: otherwise the time
+            to decode a prompt would reveal whether another owner's text begins in the same way.
     """
 
     prompt: str | Sequence[Message]
@@ -62,11 +62,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What became of a request: its answer, which has ended, or what ended it before its time.
+    """The result of a request: its finished answer, or the error that ended it.
 
     Attributes:
-        index: its place among all, from 0.
-        generation: None where it could not begin.
+        index: of the request among all, from 0.
+        generation: None if it could not be started.
     """
 
     index: int
@@ -76,10 +76,10 @@ class RequestResult:
 
 
 def shared_beginning(prompt: Prompt) -> tuple[int, ...]:
-    """What a prompt may have in common with others: all before the user's words.
+    """The prefix that a prompt may share with others: all tokens before the user's text.
 
-    It is decoded by itself in any case, so that it has the same bits whoever computed it. Nothing
-    else about the other prompts counts.
+    It is always decoded in batches of its own, so that its KV cache has the same bits whichever
+    request computed it. It does not depend on the other prompts.
     """
     found: list[int] = []
     for segment in prompt.segments:
@@ -91,22 +91,22 @@ def shared_beginning(prompt: Prompt) -> tuple[int, ...]:
 
 
 class Slot:
-    """One sequence of a model, for one request after the other; a `Model`.
+    """One sequence of a batched model, used by one request at a time; a `Model`.
 
     Attributes:
-        should_stop: of the request that has the slot; see `BatchedModel`.
+        should_stop: of the request in this slot; see `BatchedModel`.
     """
 
-    def __init__(self, role: str, number: int, model: BatchedModel, turns: Turns) -> None:
+    def __init__(self, role: str, number: int, model: BatchedModel, turns: JobScheduler) -> None:
         self._role = role
         self._model = model
         self._slot = model.slots[number]
-        self._turns = turns
+        self._scheduler = turns
         self.should_stop: Callable[[], bool] | None = None
         self._beginning: tuple[int, ...] = ()
 
     def begin(self, beginning: tuple[int, ...], others: Sequence[Slot]) -> None:
-        """Empties the slot, but for a beginning: kept, taken over from a neighbour, or decoded.
+        """Clears the slot except a shared prefix: kept, copied from another slot, or decoded.
 
         Raises:
             Cancelled, NumericalError, MemoryShortage, ModelError: as `extend`.
@@ -123,8 +123,8 @@ class Slot:
             self.extend(beginning, 0)
         self._beginning = beginning
 
-    def take_over(self, source: Slot, size: int) -> bool:
-        """Holds the first tokens of a slot, or of this one; False where that cannot be done."""
+    def copy_prefix_from(self, source: Slot, size: int) -> bool:
+        """Copies the first tokens of a slot (or rewinds, if it is this one); False: failed."""
         if source is self:
             return self.rewind(size)
         self._beginning = ()
@@ -138,13 +138,13 @@ class Slot:
         return self._beginning == beginning and self._slot.position >= len(beginning)
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """See `Model.extend`; in batches of its own, between which other requests go on."""
+        """See `Model.extend`; in batches of its own, between which other requests may run."""
         size = self._model.chunk
-        while len(tokens) > size:  # in the batches that the model would make of it
+        while len(tokens) > size:  # the batches that `Model.extend` would make
             now = min(size, len(tokens) - rows)
             self._extend(tokens[:now], 0)
             tokens = tokens[now:]
-            self._turns.pause()
+            self._scheduler.pause()
         return self._extend(tokens, rows)
 
     def _extend(self, tokens: Sequence[int], rows: int) -> Rows:
@@ -155,13 +155,13 @@ class Slot:
             self._model.should_stop = None
 
     def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """See `Model.step`; waits until the other requests want some tokens, too."""
+        """See `Model.step`; waits for the other requests, to decode in one batch with theirs."""
         if len(tokens) > self._model.max_tokens_together and self.batch_floor == 0:
             return self.extend(tokens, rows)
-        return self._turns.step(self._role, self._slot, tokens, rows)
+        return self._scheduler.step(self._role, self._slot, tokens, rows)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the sequence's own."""
+        """All other attributes are those of the sequence."""
         return getattr(self._slot, name)
 
     def rewind(self, length: int) -> bool:
@@ -179,14 +179,14 @@ class Slot:
 
 
 class BatchedModel(Protocol):
-    """Several sequences of one model, which decode together.
+    """Several sequences of one model, decoded in common batches.
 
     Attributes:
-        slots: each is a model by itself.
-        max_tokens_together: so many tokens of a slot go along with those of others; more by
-            themselves.
-        chunk: so many tokens go into one batch.
-        should_stop: called while long texts are computed; true ends that with `Cancelled`.
+        slots: the sequences; each is a `Model`.
+        max_tokens_together: up to this many tokens of a slot are batched with those of other slots;
+            more get batches of their own.
+        chunk: largest batch, in tokens.
+        should_stop: called while long texts are decoded; true raises `Cancelled`.
     """
 
     max_tokens_together: int
@@ -199,20 +199,20 @@ class BatchedModel(Protocol):
         ...
 
     def share(self, source: Any, target: Any, length: int) -> bool:
-        """Gives a slot the first tokens of another; False where that cannot be done."""
+        """Copies the first `length` tokens of a slot to another; False if that is impossible."""
         ...
 
     def pack(self, used: Iterable[Any]) -> None:
-        """Makes batches of these slots as cheap as it can; what others held may be lost."""
+        """Moves these slots together if that makes batches cheaper; may clear the other slots."""
         ...
 
     def run(self, parts: Sequence[tuple[Any, Sequence[int], int]]) -> list[Rows | CaptError]:
-        """Appends tokens to slots: for each (slot, tokens, rows) its rows, or what went wrong."""
+        """Appends tokens to slots; returns for each (slot, tokens, rows) its rows or its error."""
         ...
 
 
 class _Call(NamedTuple):
-    """What a request waits for."""
+    """A `step` call that a request waits for."""
 
     role: str
     slot: Any
@@ -220,33 +220,33 @@ class _Call(NamedTuple):
     rows: int
 
 
-class Turns:
-    """Runs so many requests side by side on models by role."""
+class JobScheduler:
+    """Runs jobs concurrently, one per slot, and batches their `step` calls by model."""
 
     def __init__(self, models: Mapping[str, BatchedModel], slots: int) -> None:
         self._models = dict(models)
-        # The target goes last: once all the others are through, all wait for it together.
+        # The target decodes last: by then all requests wait for it and share its batch.
         self._order = sorted(models, key=lambda role: role == "target")
-        self._lanes = {role: list(model.slots) for role, model in models.items()}  # by place
+        self._slots = {role: list(model.slots) for role, model in models.items()}  # by place
         self._free = list(range(slots))
         self._places: dict[Any, int] = {}
-        # None: has read a part of its prompt, and waits for nothing.
+        # None: paused between two batches of its prompt; waits for no result.
         self._waiting: dict[Any, _Call | None] = {}
         self._rounds = 0
         self._done: list[RequestResult] = []
-        self._home: Any = None
+        self._main: Any = None
 
     def results(self, jobs: Iterator[Job | None]) -> Generator[RequestResult, None, None]:
-        """Runs jobs, each at a place of its own, and yields what they return as they end.
+        """Runs jobs, each in its own slot, and yields their results as they end.
 
-        A new one is taken only when a place is free and all results so far have been fetched.
-        What a job raises ends all of them. None: there is none for now, so those that run go on
-        for a step.
+        The next job is taken when a slot is free and all results so far have been consumed. An
+        exception of a job ends all of them. A job None means that none is available yet: the
+        running ones continue for a step.
         """
         more = True
         try:
             while True:
-                # One prompt at a time is read: the next one may share a part of it.
+                # Prompts are decoded one at a time: the next one may share a prefix.
                 while self._free and more and None not in self._waiting.values():
                     try:
                         job = next(jobs)
@@ -258,9 +258,9 @@ class Turns:
                     self._start(job)
                     yield from self._ended()
                 if self._waiting:
-                    if not more:  # nobody fills the places that are free
+                    if not more:  # free slots will not be filled again
                         for role, model in self._models.items():
-                            model.pack(self._lanes[role][place] for place in self._places.values())
+                            model.pack(self._slots[role][place] for place in self._places.values())
                     self._decode()
                     yield from self._ended()
                 elif not more:
@@ -270,11 +270,11 @@ class Turns:
 
     @property
     def place(self) -> int:
-        """Of the job that calls it."""
+        """The slot of the job that calls it."""
         return self._places[getcurrent()]
 
     def move(self, better: Callable[[Sequence[int]], int]) -> int:
-        """Gives the job that calls it the best place of the free ones and its own; returns it."""
+        """Moves the calling job to the best of its own and the free slots; returns the slot."""
         task = getcurrent()
         own = self._places[task]
         chosen = better(sorted((own, *self._free)))
@@ -286,26 +286,26 @@ class Turns:
         return chosen
 
     def step(self, role: str, slot: Any, tokens: Sequence[int], rows: int) -> Rows:
-        """Appends tokens to a slot together with the others; called by a job, which waits."""
-        answer: Rows = self._home.switch(_Call(role, slot, tokens, rows))
+        """Appends tokens to a slot in a common batch; the calling job waits for its rows."""
+        answer: Rows = self._main.switch(_Call(role, slot, tokens, rows))
         return answer
 
     def pause(self) -> None:
-        """Lets the others go on for about a step; called by a job that reads a long prompt."""
+        """Lets other jobs run for about a step; called by a job that decodes a long prompt."""
         if self._waiting:
-            self._home.switch(None)
+            self._main.switch(None)
 
     def _start(self, job: Job) -> None:
         place = self._free.pop(0)
         task = greenlet(job)
         self._places[task] = place
-        self._go_on(task, task.switch, place)
+        self._resume(task, task.switch, place)
 
-    def _go_on(self, task: Any, enter: Callable[..., Any], *given: Any) -> None:
-        """Lets a request run until it waits or ends."""
-        self._home = getcurrent()
-        task.parent = self._home
-        call = enter(*given)
+    def _resume(self, task: Any, enter: Callable[..., Any], *arguments: Any) -> None:
+        """Runs a job until it waits or ends."""
+        self._main = getcurrent()
+        task.parent = self._main
+        call = enter(*arguments)
         if not task.dead:
             self._waiting[task] = call
             return
@@ -318,13 +318,13 @@ class Turns:
             yield self._done.pop(0)
 
     def _decode(self) -> None:
-        """One model decodes for all that wait for it, and these go on."""
+        """Runs one model for all jobs that wait for it, then resumes them."""
         self._rounds += 1
         waiting = {task: call for task, call in self._waiting.items() if call is not None}
         if not waiting or self._rounds % len(self._models) == 0:
             for task in self._waiting.keys() - waiting.keys():
                 del self._waiting[task]
-                self._go_on(task, task.switch)
+                self._resume(task, task.switch)
         if not waiting:
             return
         wanted = {call.role for call in waiting.values()}
@@ -335,10 +335,10 @@ class Turns:
         for task, answer in zip(tasks, answers, strict=True):
             del self._waiting[task]
             enter = task.throw if isinstance(answer, CaptError) else task.switch
-            self._go_on(task, enter, answer)
+            self._resume(task, enter, answer)
 
     def _abandon(self) -> None:
-        """Ends what still runs, wherever it is."""
+        """Ends all jobs that still run."""
         for task in list(self._places):
             if not task.dead:
                 task.parent = getcurrent()
@@ -347,11 +347,11 @@ class Turns:
         self._waiting.clear()
 
 
-class _PromptOfGroup(NamedTuple):
-    """The prompt that the last request of a group has read, and what it showed about the weights.
+class _GroupPrompt(NamedTuple):
+    """The prompt that the last request of a group has decoded, and its evidence for the weights.
 
-    `texts` are the tokens, by role, that the next of the group takes over from its place. It reads
-    the rest itself, so that it has the same bits, wherever and whenever it begins.
+    `texts` are the tokens, by role, that the next request of the group copies from its slot. It
+    decodes the rest itself, so that its result does not depend on its slot and time.
     """
 
     group: object
@@ -361,17 +361,17 @@ class _PromptOfGroup(NamedTuple):
 
 
 class BatchScheduler:
-    """Answers requests side by side.
+    """Answers several requests at once.
 
     Args:
-        models: the slots of each model, by role.
-        slots: how many requests are answered at once.
-        builder: of the same models, with the tables between their vocabularies.
+        models: the batched models, by role.
+        slots: number of requests answered at once.
+        builder: of ensembles of the same models.
         prompt_of: see `PromptOf`.
-        cancel: asked between steps and while prompts are computed.
-        reuse: whether a prompt begins with what an earlier or a running request has left in a
-            slot. The last bits of its answer then depend on what that was, as those of
-            `Runtime.generate` do.
+        cancel: called between steps and while prompts are decoded; true stops all requests.
+        reuse: whether a prompt reuses a common prefix left in a slot by an earlier or running
+            request. The last bits of logits then depend on that request, as they do in
+            `Runtime.generate`.
     """
 
     def __init__(
@@ -384,9 +384,9 @@ class BatchScheduler:
         *,
         reuse: bool = False,
     ) -> None:
-        self._turns = Turns(models, slots)
+        self._scheduler = JobScheduler(models, slots)
         self._slots = {
-            role: [Slot(role, number, model, self._turns) for number in range(slots)]
+            role: [Slot(role, number, model, self._scheduler) for number in range(slots)]
             for role, model in models.items()
         }
         self._scales: dict[str, tuple[float, ...]] = {}
@@ -400,16 +400,16 @@ class BatchScheduler:
         self._kept = [self._new_caches(place) for place in range(slots)] if reuse else []
         self._memories = [Memory() for _ in self._kept]
         self._owners: list[object] = [None] * slots  # whose text is at each place
-        self._group: _PromptOfGroup | None = None
+        self._group: _GroupPrompt | None = None
         # Places in the order in which they were last used.
         self._oldest = deque(range(slots))
 
     def answers(self, requests: Iterable[Request | None]) -> Generator[RequestResult, None, None]:
-        """The answers as they end. Each request is taken when there is a place for it.
+        """Yields the answers as they end. A request is taken when a slot is free for it.
 
-        None among the requests: there is none for now. Where nothing runs, the iterator may wait.
+        A request None means that none is available yet; the iterator may block while none runs.
         """
-        return self._turns.results(self._jobs(requests))
+        return self._scheduler.results(self._jobs(requests))
 
     def _jobs(self, requests: Iterable[Request | None]) -> Iterator[Job | None]:
         index = 0
@@ -429,10 +429,10 @@ class BatchScheduler:
                 if request.on_step is not None:
                     request.on_step(generation, step)
         except CaptError as error:
-            # Where it happened is not told, and would keep the request in memory.
+            # The traceback is not reported, and would keep the request in memory.
             return RequestResult(index, generation, tuple(steps), error.with_traceback(None))
         finally:
-            self._watch(self._turns.place, None)
+            self._watch(self._scheduler.place, None)
         return RequestResult(index, generation, tuple(steps), None)
 
     def _watch(self, place: int, cancel: Callable[[], bool] | None) -> None:
@@ -440,7 +440,7 @@ class BatchScheduler:
             slots[place].should_stop = cancel
 
     def _begin(self, request: Request, place: int) -> Generation:
-        """An answer with models of its own, which hold what its prompt shares with others."""
+        """Starts the answer in its slot, whose models then hold the prompt's shared prefix."""
         options, own = request.options, request.cancel
 
         def cancel() -> bool:
@@ -450,7 +450,8 @@ class BatchScheduler:
         ensemble = self._builder.build(options, caches)
         prompts = {
             each.role: self._prompt_of(
-                each.role, *read_by(options.method, each.role, request.prompt, raw=request.raw)
+                each.role,
+                *prompt_for_role(options.method, each.role, request.prompt, raw=request.raw),
             )
             for each in ensemble.models
         }
@@ -466,17 +467,17 @@ class BatchScheduler:
             each.set_adapter_scales(options.scales_of(each.role))
         self._watch(place, cancel)
         notices = self._builder.notices(options.method)
-        # Drafts would use what the others leave idle. There is nothing idle here.
+        # Drafts pay by using idle compute, and with several requests there is none.
         generation = Generation(ensemble, prompts, options, cancel, memory, notices, drafts=False)
         if not self._kept:
             self._prepare(ensemble, generation, place, earlier)
             if memory is not None:
                 texts = {ensemble.leader.role: ensemble.tokens[:-1]}
                 for proxy in ensemble.proxies:
-                    # What is behind may be read again for healing, and be missing for a moment.
+                    # Later tokens may be rewound and decoded again for token healing.
                     size = min(proxy.stable, len(proxy.tokens)) - proxy.depth - 1
                     texts[proxy.cache.role] = proxy.tokens[: max(0, size)]
-                self._group = _PromptOfGroup(request.group, place, texts, memory)
+                self._group = _GroupPrompt(request.group, place, texts, memory)
         return generation
 
     def _new_caches(self, place: int) -> dict[str, LogitsCache]:
@@ -485,9 +486,9 @@ class BatchScheduler:
     def _best_place(
         self, prompts: Mapping[str, Prompt], options: GenerateOptions, owner: object
     ) -> int:
-        """Moves the request to where most of its prompt has been read; takes over what others have.
+        """Moves the request to the free slot with the longest prefix of its prompt.
 
-        Where nobody has read any, that is the place whose text is the oldest.
+        Without one: to the slot unused for longest. A longer prefix is copied from other slots.
         """
         tokens = {role: list(prompt.tokens) for role, prompt in prompts.items()}
 
@@ -505,7 +506,7 @@ class BatchScheduler:
         def best(free: Sequence[int]) -> int:
             return max(free, key=lambda place: (shared(place), -self._oldest.index(place)))
 
-        place = self._turns.move(best)
+        place = self._scheduler.move(best)
         if self._owners[place] != owner:
             self._owners[place], self._memories[place] = owner, Memory()
             for cache in self._kept[place].values():
@@ -523,7 +524,7 @@ class BatchScheduler:
                 if size > common_length(cache.tokens, own):
                     cache.clear()
                     slots = self._slots[role]
-                    if slots[place].take_over(slots[source], size):
+                    if slots[place].copy_prefix_from(slots[source], size):
                         cache.tokens[:] = own[:size]
         for cache in self._kept[place].values():
             cache.notices.clear()
@@ -534,15 +535,17 @@ class BatchScheduler:
         ensemble: Ensemble,
         generation: Generation,
         place: int,
-        earlier: _PromptOfGroup | None,
+        earlier: _GroupPrompt | None,
     ) -> None:
-        """Brings the slots to what the prompts have in common with others."""
+        """Fills the slots with the prefixes that the prompts share with others."""
         try:
             for each in ensemble.models:
                 slots = self._slots[each.role]
                 if earlier is not None and (text := earlier.texts[each.role]):
                     source = slots[earlier.place]
-                    if source.position >= len(text) and slots[place].take_over(source, len(text)):
+                    if source.position >= len(text) and slots[place].copy_prefix_from(
+                        source, len(text)
+                    ):
                         each.tokens[:] = text
                         continue
                 beginning = shared_beginning(generation.prompts[each.role])

@@ -17,11 +17,11 @@ import numpy as np
 from capt_local.decoding.options import CombineOptions, Method
 from capt_local.tokenization import FloatArray, IntArray, Row
 
-# Between exp(-60) and exp(60) a row of single precision keeps all that matters of its largest.
-_SAFE = 60.0
+# If the largest logit is within +-60, single precision holds its exponential without a shift.
+_MAX_EXPONENT = 60.0
 # Numpy adds rows of a matrix four times faster than it sums one long row, and as exactly.
 _WIDTH = 4096
-# A sum of probabilities above this has lost nothing to underflow.
+# A mixture probability above this has lost no precision to underflow.
 _LEAST = 1e-280
 
 
@@ -32,8 +32,8 @@ class Candidates:
     Attributes:
         tokens: ascending ids, shape (n,).
         logp: log-probability of each over the whole vocabulary, shape (n,).
-        rest: probability of all other tokens together; they keep it.
-        log_total: logsumexp of the row, so that any logit minus it is a log-probability.
+        rest: total probability of all other tokens, which the combination leaves unchanged.
+        log_total: logsumexp of the logits; a logit minus it is a log-probability.
     """
 
     tokens: IntArray
@@ -43,9 +43,9 @@ class Candidates:
 
 
 def exponentials(logits: Row, top: float) -> tuple[Row, float]:
-    """The exponentials of a row whose largest is `top`, divided by exp(shift), and the shift."""
-    # The row is long and rarely in the processor's cache: where none is needed, no pass to shift.
-    shift = 0.0 if abs(top) < _SAFE else top
+    """exp(logits - shift) of a row whose maximum is `top`, and the shift (0 if none is needed)."""
+    # The row is long and rarely in the processor's cache, so an unneeded shift costs a whole pass.
+    shift = 0.0 if abs(top) < _MAX_EXPONENT else top
     return np.exp(logits - np.float32(shift) if shift else logits), shift
 
 
@@ -98,9 +98,9 @@ class Products(NamedTuple):
 def products(candidates: Candidates, proxies: FloatArray, exponents: FloatArray) -> Products:
     """The distributions P_i proportional to T^a * E^b * A^-c, one for each row of exponents.
 
-    (1, alpha, alpha) is CAPT with that alpha, (1, 0, 0) the target, (0, 1, 0) the expert where the
-    target finds it plausible. The candidates share what the target gives to them; every other
-    token keeps the target's probability, so each P_i is normalised over the vocabulary.
+    (1, alpha, alpha) is CAPT with that alpha, (1, 0, 0) the target, (0, 1, 0) the expert restricted
+    to plausible tokens. P_i redistributes the target's probability of the candidates among them;
+    all other tokens keep the target's probability, so P_i is normalised over the vocabulary.
 
     Args:
         candidates: of the target.
@@ -134,7 +134,7 @@ def mixture(members: Products, weights: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What may come next, normalised over the vocabulary of the leading model.
+    """The distribution over the next token, normalised over the leading model's vocabulary.
 
     Attributes:
         candidates: of the leading model, with its own log-probabilities.
@@ -142,13 +142,13 @@ class Distribution:
             `proxies_skipped`.
         logp: log-probability of each candidate under the combination, shape (n,).
         row: the leading model's logits, shape (vocabulary,); valid until it advances.
-        members: log-probabilities under each combination that is mixed, shape (m, n).
-        proxy_logprobs: under expert, base, ..., shape (k, n); k is 0 where the method does not
-            look at them one by one.
-        outside: what any other token has over its log-probability under the leading model;
-            -inf: it cannot come.
+        members: log-probabilities under each mixed product, shape (m, n).
+        proxy_logprobs: under expert, base, ..., shape (k, n); k is 0 if the method has no
+            log-probabilities of single proxies.
+        outside: added to the leading model's log-probability of a token that is no candidate;
+            -inf: such tokens have probability 0.
         proxies_skipped: whether the proxies did not run, since they could not change the choice,
-            had no weight or, with `Speed.FAST`, hardly counted.
+            had no weight or, with `Speed.FAST`, had little effect.
     """
 
     candidates: Candidates
@@ -177,9 +177,9 @@ class Distribution:
         return result
 
     def gains(self, token: int) -> FloatArray:
-        """How much better than the worst each member predicted a token, shape (m,), in nats."""
+        """A token's log-probability under each member, up to a common constant, shape (m,)."""
         place = self._place(token)
-        if place is None:  # to all of them the same
+        if place is None:  # no candidate: the same under all members
             return np.zeros(len(self.members))
         return self.members[:, place]
 
@@ -189,14 +189,14 @@ class Distribution:
 
 
 class Contrast:
-    """Products T^a E^b A^-c, one or a mixture: CAPT, and the target alone where no proxy reads.
+    """Products T^a E^b A^-c, one or a mixture: CAPT, or with no pairs the leading model alone.
 
     Args:
         options: exponents and plausibility.
         pairs: number of pairs of expert and base; 0 for the leading model alone.
         method: CAPT; EXPERT_LED for the same products over the expert's tokens, followed by target
             and base; or DUO for T^a E^b, without any base.
-        answer: whether a turn is answered, for the exponents that are mixed by default.
+        answer: whether the text answers a chat turn; decides the default grid of exponents.
     """
 
     def __init__(
@@ -210,8 +210,8 @@ class Contrast:
         self._plausibility = options.plausibility
         self._method = method
         self._seen: tuple[Row, Candidates] | None = None
-        # The base's exponents are told as they are written, T^a E^b A^-c. Where the expert leads,
-        # its own distribution is the one with the full exponent.
+        # `exponents` has c without its sign, as in T^a E^b A^-c. If the expert leads, target and
+        # expert change places in each row.
         if method is Method.DUO:
             self.exponents = options.duo_rows()
             self._signed = np.array(self.exponents)[:, :2]
@@ -223,21 +223,21 @@ class Contrast:
             self._signed = self._signed[:, [1, 0, 2]]
 
     def candidates(self, row: Row) -> Candidates:
-        """The plausible tokens of the leading model; asked twice about one array, it looks once."""
+        """The plausible tokens of the leading model; the last row's result is cached."""
         if self._seen is None or self._seen[0] is not row:
             self._seen = row, plausible(row, self._plausibility)
         return self._seen[1]
 
     def certain(self, row: Row, weights: FloatArray) -> Distribution | None:
-        """The distribution where one token alone is plausible, whatever the proxies say.
+        """The distribution if only one token is plausible, else None; needs no proxies.
 
-        Its contrast is not known then.
+        Its contrast is NaN.
         """
         own = self.candidates(row)
         if len(own.tokens) > 1:
             return None
-        # What they say of a single token falls out when it is normalised. So anything will do, and
-        # the numbers are to the last bit those of a step at which they are asked.
+        # With one candidate the proxies' probabilities cancel in the normalisation, so any values
+        # give bit for bit the distribution that running the proxies would give.
         anything = np.zeros((self._signed.shape[1] - 1, 1))
         return dataclasses.replace(
             self.combined(own, anything, row, weights),
@@ -247,14 +247,16 @@ class Contrast:
         )
 
     def combined(
-        self, own: Candidates, said: FloatArray, row: Row, weights: FloatArray
+        self, own: Candidates, proxy_logps: FloatArray, row: Row, weights: FloatArray
     ) -> Distribution:
-        """The mixture, by weights (m,), of the products with what the proxies said, (k, n)."""
-        members = products(own, said, self._signed)
-        experts, bases = np.add.reduce(said[0::2]), np.add.reduce(said[1::2])
+        """The mixture, weights (m,), of products of `own` and the proxies' log-probs (k, n)."""
+        members = products(own, proxy_logps, self._signed)
+        experts, bases = np.add.reduce(proxy_logps[0::2]), np.add.reduce(proxy_logps[1::2])
         if self._method is Method.DUO:
             contrast = experts - own.logp
         else:
             leads = self._method is Method.EXPERT_LED
             contrast = own.logp - bases if leads else experts - bases
-        return Distribution(own, contrast, mixture(members, weights), row, members.logp, said)
+        return Distribution(
+            own, contrast, mixture(members, weights), row, members.logp, proxy_logps
+        )

@@ -1,14 +1,14 @@
-"""Drafts: tokens that may come next, which all models read in one batch before they are chosen.
+"""Speculative drafts: likely next tokens, which all models decode in one batch ahead of sampling.
 
-Nothing here chooses a token. What is drafted is only read ahead; each choice is then made as step
-by step, from the same formulas over the same texts with the same bits, and finds its rows there or
-has them decoded. So a wrong draft, or none, changes the time and never the answer; with a
-temperature the draws are the same, too.
+Drafting never chooses a token. Drafted tokens are only decoded ahead; each token is then sampled as
+in plain decoding, by the same formulas from bit-identical logits, which are either in the cache or
+decoded now. A wrong draft therefore costs time and never changes the answer, nor the random draws
+at a temperature above 0.
 
-There are two sources. Earlier text: notes are copied from, and phrases come again; what followed
-the last few tokens there is the draft (prompt lookup decoding, Saxena 2023). And the leading model
-itself: it decodes its own likeliest tokens one by one, as it would alone, and the proxies read
-them in one batch.
+There are two sources. Prompt lookup (Saxena 2023): the tokens after an earlier occurrence of the
+last few tokens, since answers copy from notes and phrases recur. And the leading model itself: it
+decodes its own likeliest tokens one by one, as it would alone, and the proxies decode them in one
+batch.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from capt_local.decoding.proxy import LogitsCache
 LOOKUP, TARGET = "lookup", "target-draft"
 
 _LONGEST_MATCH, _SHORTEST_MATCH = 6, 2
-# Chance that a drafted token is right before anything is known about the answer: by the length of
-# the match (2, 3, 4 and more), and where the leader is less and more than 90 % sure of its token.
+# Prior acceptance rates of a drafted token: for prompt lookup by the length of the match (2, 3, 4
+# and more); for the leader by whether its probability of the token is below or above 90 %.
 _PRIORS = {LOOKUP: (0.4, 0.7, 0.9), TARGET: (0.6, 0.95)}
 _SURE = 0.9
-_STRENGTH, _FADING = 8.0, 0.97  # observations that a prior counts for; of what was seen earlier
-_MOST = 8  # tokens of a draft
-_GAIN = 1.05  # expected speed over step by step from which on a draft is made
+_PRIOR_COUNT, _FADING = 8.0, 0.97  # pseudo-observations of a prior; decay of earlier observations
+_MOST = 8  # longest draft, in tokens
+_MIN_SPEEDUP = 1.05  # a draft is made if its expected speedup over plain decoding is above this
 
 
 class Drafter:
-    """Drafts for one answer of models that can take tokens back, counted in `stats`."""
+    """Makes the drafts of one answer, counted in `stats`; all models must be able to rewind."""
 
     def __init__(self, ensemble: Ensemble, stats: DraftStats) -> None:
         self._ensemble = ensemble
         self._stats = stats
         self._chances = {
-            name: [[chance * _STRENGTH, _STRENGTH] for chance in priors]
+            name: [[chance * _PRIOR_COUNT, _PRIOR_COUNT] for chance in priors]
             for name, priors in _PRIORS.items()
         }
         self._text = array("i")
         self._source = LOOKUP
         self._draft: list[int] = []
         self._kinds: list[int] = []
-        self._at = 0  # tokens of the draft that have been chosen
-        ensemble.leader.keep_as(np.copy)
+        self._at = 0  # tokens of the draft accepted so far
+        ensemble.leader.set_row_transform(np.copy)
 
     def propose(self, most: int) -> None:
-        """Reads ahead, if that is worth it, where the next choice has not been read yet.
+        """Makes a draft if the last one is used up and a new one is expected to pay.
 
-        The answer may still have `most` tokens.
+        `most`: tokens that the answer may still have.
         """
         ensemble = self._ensemble
         if self._at < len(self._draft):
@@ -67,10 +67,10 @@ class Drafter:
         if most < 1:
             return
         if ensemble.leader.model.batch_floor != 1:
-            self._look_up(most)
-        # Proxies that are skipped here catch up where they count, and read ahead from there.
+            self._draft_from_text(most)
+        # Skipped proxies decode the missing tokens when they are next needed, and draft from there.
         if not self._draft and not ensemble.target_alone and not ensemble.skips_proxies:
-            self._ask_leader(most)
+            self._draft_with_leader(most)
         if self._draft:
             count = self._stats.by_source.setdefault(self._source, DraftCount())
             count.rounds += 1
@@ -78,9 +78,9 @@ class Drafter:
             ensemble.read_ahead(self._draft, read=self._source == TARGET)
 
     def accept(self, token: int, here: Distribution | None) -> None:
-        """A token has been chosen, from `here` unless the leader alone had a say.
+        """Compares a sampled token with the draft, which continues or is dropped.
 
-        The draft goes on or ends.
+        `here`: the distribution it was sampled from; None if that was the leader's alone.
         """
         if self._at < len(self._draft):
             right = self._draft[self._at] == token
@@ -100,12 +100,12 @@ class Drafter:
         right, seen = self._chances[source][kind]
         return min(right / seen, 0.99)
 
-    def _look_up(self, most: int) -> None:
-        """What followed the longest match, as long a piece of it as promises most."""
+    def _draft_from_text(self, most: int) -> None:
+        """Drafts the continuation of the longest match, of the length with the best speedup."""
         tokens = self._ensemble.tokens
         self._text.extend(tokens[len(self._text) :])
         text, size = np.frombuffer(self._text, np.int32), len(tokens)
-        ends, length = np.flatnonzero(text[:-1] == text[-1]) + 1, 1  # of what matches so far
+        ends, length = np.flatnonzero(text[:-1] == text[-1]) + 1, 1  # of the matches so far
         while length < _LONGEST_MATCH:
             longer = ends[ends > length]
             longer = longer[text[longer - length - 1] == text[size - length - 1]]
@@ -116,32 +116,32 @@ class Drafter:
             return
         kind = min(length - _SHORTEST_MATCH, 2)
         chance = self._chance(LOOKUP, kind)
-        price = self._ensemble.leader.model.price
-        best, count, expected, tokens_made = _GAIN, 0, 1.0, 1.0
+        batch_cost = self._ensemble.leader.model.batch_cost
+        best, count, expected, tokens_made = _MIN_SPEEDUP, 0, 1.0, 1.0
         for drafted in range(1, most + 1):
             expected *= chance
             tokens_made += expected
-            gain = tokens_made / price(drafted + 1)  # the proxies' batches cost alike
+            gain = tokens_made / batch_cost(drafted + 1)  # the proxies' batches cost alike
             if gain > best:
                 best, count = gain, drafted
         draft = tokens[ends[-1] : ends[-1] + count]
-        for place in range(count - len(draft)):  # over the end of the text into the match itself
+        for place in range(count - len(draft)):  # past the end of the text: the draft repeats
             draft.append(draft[place])
         self._source, self._draft, self._kinds = LOOKUP, draft, [kind] * count
 
-    def _ask_leader(self, most: int) -> None:
-        """The leader's likeliest tokens, as long as the next one is sure enough to be chosen.
+    def _draft_with_leader(self, most: int) -> None:
+        """Drafts the leader's likeliest tokens while their joint acceptance is likely enough.
 
-        A token that is drafted in vain costs one of the leader's; one that is right saves a part of
-        what the proxies cost.
+        A rejected token costs one decode of the leader; an accepted one saves a part of the
+        proxies' decode.
         """
         ensemble = self._ensemble
-        # What a right token saves, in tokens of the leader: by the bytes of weights.
+        # What an accepted token saves, in decodes of the leader, estimated by bytes of weights.
         saved = sum(_saved(cache, most) for cache in ensemble.models[1:])
         needed = 1.0 / (1.0 + saved / max(ensemble.leader.model.size, 1))
         tokens, ends = list(ensemble.tokens), ensemble.leader.model.vocabulary.is_end
         kinds: list[int] = []
-        promise = 1.0  # that all of them are right
+        promise = 1.0  # probability that the whole draft is accepted
         while len(kinds) < most:
             row = ensemble.leader.logits_for(tokens)[0]
             token = int(row.argmax())
@@ -151,12 +151,12 @@ class Drafter:
                 break
             kinds.append(kind)
             tokens.append(token)
-        if len(kinds) > 1:  # one token alone is a step
+        if len(kinds) > 1:  # a draft of one token saves nothing
             self._source, self._draft, self._kinds = TARGET, tokens[-len(kinds) :], kinds
 
 
 def _saved(cache: LogitsCache, count: int) -> float:
-    """Bytes of weights that need not be read for a token where so many are read together."""
+    """Bytes of weights saved per token if `count` tokens are decoded in one batch."""
     if cache.exact and cache.model.batch_floor == 1:
-        return 0.0  # they are read one by one
-    return cache.model.size * (1.0 - cache.model.price(count) / count)
+        return 0.0  # decoded one by one
+    return cache.model.size * (1.0 - cache.model.batch_cost(count) / count)

@@ -1,7 +1,7 @@
-"""A leading model (usually the target) and proxies that follow its text, at one position.
+"""The leading model (usually the target) and its proxies, all at the same position of a text.
 
-`Ensemble.distribution` brings all models to the text and combines what they say. Which models a
-method needs, and how they are aligned, is in `EnsembleBuilder`.
+`Ensemble.distribution` decodes the text in all models and combines their distributions.
+`EnsembleBuilder` knows which models a method needs and how they are aligned.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Message, Prompt
 from capt_local.tokenization import BoolArray, FloatArray, Row, TextTokenizer, common_length
 
-_NOTHING = np.float32(1e4)  # nats below the least; a probability of 0
-# From this share of the mixture on the target is alone: the others could move a probability by a
-# thousandth, and are not run.
+_NOTHING = np.float32(1e4)  # nats below the smallest logit: probability 0, but finite
+# From this weight of the target in the mixture on, the proxies are not run: they could change a
+# probability by a thousandth at most.
 TARGET_ALONE = 0.999
 # Where `Speed.FAST` skips the proxies, chosen on validation text (docs/results.md).
 SURE, MOVED = 0.8, 0.05
-_FADING, _REMINDER = 0.9, 8
-# A published method: from the logits of the leading model and of the others what it chooses among;
-# None for the leading model alone.
+_FADING, _MAX_SKIPPED = 0.9, 8
+# A published method: from the logits of the leading model and the others to its distribution; None
+# stands for that of the leading model alone.
 Published = Callable[..., Choices | None]
 
 
 class SkipRule:
-    """Where the proxies hardly count, so that `Speed.FAST` takes the target's distribution.
+    """When `Speed.FAST` skips the proxies and uses the target's distribution alone.
 
-    They do not where the target gives its likeliest token the probability `sure`; nor where, as
-    far as is known, they move less than `moved` of the probability: on average over the last
-    places at which they ran, which they do every few tokens in any case.
+    It does so where the target gives its likeliest token at least the probability `sure`, and
+    while the proxies change the distribution by less than `moved` (total variation distance, a
+    decaying average over the positions at which they ran); they run every few tokens in any case.
     """
 
     def __init__(self, sure: float = SURE, moved: float = MOVED) -> None:
@@ -63,17 +63,17 @@ class SkipRule:
         self.start(0)
 
     def start(self, place: int) -> None:
-        """Begins behind so many tokens, of which nothing is known."""
+        """Resets the rule at a position (a number of tokens)."""
         self._moved, self._ran_at = 2 * self._limit, place
 
     def skips(self, own: Candidates, place: int) -> bool:
-        """Whether they are skipped behind `place` tokens."""
+        """Whether the proxies are skipped after `place` tokens."""
         if own.logp.max() >= self._least:
             return True
-        return self._moved < self._limit and place - self._ran_at < _REMINDER
+        return self._moved < self._limit and place - self._ran_at < _MAX_SKIPPED
 
     def observe(self, here: Distribution, place: int) -> None:
-        """Takes in what they did behind `place` tokens."""
+        """Updates the average by the distribution after `place` tokens."""
         moved = 0.5 * float(np.abs(np.exp(here.logp) - np.exp(here.candidates.logp)).sum())
         self._moved = _FADING * self._moved + (1.0 - _FADING) * moved
         self._ran_at = place
@@ -83,22 +83,22 @@ class Ensemble:
     """See the module.
 
     Args:
-        leader: the model whose tokens are chosen, and what it has read.
-        proxies: expert and base, further pairs, or nothing: then the leader answers alone.
-        options: the weight of each model.
+        leader: the model whose vocabulary is sampled from, with its KV cache.
+        proxies: expert and base, further pairs, or none: then the leader answers alone.
+        options: exponents, plausibility and evidence.
         method: which products; see `combine.Contrast`.
-        published: the method instead of products.
+        published: a published method to use instead of products.
 
     Attributes:
         leader, proxies, options, published: see above.
         tokens: the leader's tokens, prompt and answer.
         contrast: the products.
-        exponents: of the products that are mixed; empty for a method without any.
+        exponents: of the mixed products; empty for a method without products.
         weights: of the mixture, summing to 1, one for each of `exponents`.
         target_alone: whether the proxies have no weight and do not run.
-        skip_certain: whether the proxies do not run where one token alone is plausible; they catch
-            up later. What they would have said is then not known.
-        skip_rule: where they do not run either; the leader's distribution is taken. None: nowhere.
+        skip_certain: whether to skip the proxies where only one token is plausible; their
+            probabilities are unknown there, and they decode the tokens later.
+        skip_rule: further positions to skip, using the leader's distribution; None: none.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class Ensemble:
         self._method = method
         self._leading_space = b""
         self._alone = Contrast(self.options, 0)
-        self._lay_out(answer=False)
+        self._reset_products(answer=False)
 
-    def _lay_out(self, *, answer: bool) -> None:
-        """The products, which all weigh the same until there is evidence."""
+    def _reset_products(self, *, answer: bool) -> None:
+        """Sets up the products of the method, with equal weights until there is evidence."""
         self.contrast = self._alone
         self.exponents: tuple[Exponents, ...] = ()
         if self.proxies and self.published is None:
@@ -135,18 +135,18 @@ class Ensemble:
 
     @property
     def mixes(self) -> bool:
-        """Whether there are weights that evidence can set."""
+        """Whether several products are mixed, with weights set by evidence."""
         return len(self.exponents) > 1
 
     def set_weights(self, weights: FloatArray) -> None:
-        """Sets the weights that the evidence gives; the target may be all of it."""
+        """Sets the mixture weights, and `target_alone` if the target has nearly all of it."""
         self.weights = weights
         if self._method is not Method.EXPERT_LED:
             only = [is_target_alone(exponents) for exponents in self.exponents]
             self.target_alone = float(weights[only].sum()) >= TARGET_ALONE
 
     def start(self, prompts: Mapping[str, Prompt], reserve: int = 1, *, exact: bool = True) -> None:
-        """Takes a prompt, by role; nothing is decoded before it is known to fit into all contexts.
+        """Sets the prompts, by role, after checking that they fit all contexts; decodes nothing.
 
         `reserve` tokens must be left for the answer; for `exact` see `LogitsCache`.
 
@@ -159,56 +159,60 @@ class Ensemble:
             raise ContextOverflow(counts, min(limits.values()), reserve)
         own = prompts[self.leader.role]
         self.tokens = list(own.tokens)
-        self._leading_space = own.lead
+        self._leading_space = own.leading_space
         if self.skip_rule is not None:
             self.skip_rule.start(len(self.tokens))
-        for each in self.models:  # what proxies catch up with comes in one batch
+        for each in self.models:  # proxies decode the tokens they skipped in one batch
             each.exact = exact and (each is self.leader or self.skip_rule is None)
-        self.leader.keep_as(None)
-        # What stands in front of a text that is scored from its beginning is no turn.
-        self._lay_out(answer=not own.goes_on and any(each.evidence for each in own.segments))
+        self.leader.set_row_transform(None)
+        # The single token before a text that is scored from its beginning is no turn.
+        self._reset_products(
+            answer=not own.continues_text and any(each.evidence for each in own.segments)
+        )
         for proxy in self.proxies:
             proxy.start(prompts[proxy.cache.role])
 
     def leader_row(self) -> Row:
-        """The leader's logits behind the text: a view that stands until it decodes again."""
+        """The leader's logits after the text: a view that its next decode overwrites."""
         return self.leader.logits_for(self.tokens)[0]
 
     def distribution(
         self, only: BoolArray | None = None, *, alone: bool = False, run_all: bool = False
     ) -> Distribution:
-        """The distribution over what may come next; brings the models there first.
+        """The distribution over the next token; decodes the missing tokens of all models first.
 
         Args:
-            only: the tokens that may come, shape (vocabulary,); the leader gives nothing to the
-                others. None: all.
-            alone: the leader's own; the others stay where they are.
-            run_all: the proxies run also where the rule would skip them.
+            only: mask of allowed tokens, shape (vocabulary,); others get probability 0 from the
+                leader. None: all are allowed.
+            alone: the leader's own distribution; the proxies do not run.
+            run_all: the proxies run even where the skip rule would skip them.
         """
         row = self.leader_row()
-        if only is not None:  # finite, so that any exponent leaves numbers
+        if only is not None:  # not -inf, which an exponent of 0 would make NaN
             row = np.where(only, row, row.min() - _NOTHING)
         if alone or self.target_alone:
-            found = self._leaders_own(row)
+            found = self._leader_distribution(row)
             return found if alone or not self.proxies else _without_proxies(found)
-        # Where a context is full all models run, so that the answer ends where it does in any case.
+        # At a full context no model is skipped, so that the answer ends at the same token.
         if only is None and self.tokens_left > 1:
             if self.skip_certain and self.published is None:
                 certain = self.contrast.certain(row, self.weights)
                 if certain is not None:
                     return certain
             if not run_all and self.skips_proxies:
-                return _without_proxies(self._leaders_own(row))
-        # One after the other: each on half of the cores at the same time was slower.
+                return _without_proxies(self._leader_distribution(row))
+        # One after the other: running them in parallel on half of the cores each was slower.
         for proxy in self.proxies:
             proxy.sync()
         if self.published is not None:
             made = self.published(row, *(proxy.row for proxy in self.proxies))
-            return self._leaders_own(row) if made is None else made.over(row)
+            return self._leader_distribution(row) if made is None else made.over(row)
         own = self.contrast.candidates(row)
-        asked = queries(own, self.proxies, start=bool(self._leading_space))
-        said = [each.probability(asked[id(each.alignment)]) for each in self.proxies]
-        logps = proxy_logps(own, self.proxies, asked, said)
+        by_alignment = queries(own, self.proxies, start=bool(self._leading_space))
+        probabilities = [
+            each.probability(by_alignment[id(each.alignment)]) for each in self.proxies
+        ]
+        logps = proxy_logps(own, self.proxies, by_alignment, probabilities)
         found = self.contrast.combined(own, logps, row, self.weights)
         if self.skip_rule is not None and only is None:
             self.skip_rule.observe(found, len(self.tokens))
@@ -216,24 +220,26 @@ class Ensemble:
 
     @property
     def skips_proxies(self) -> bool:
-        """Whether the rule skips the proxies behind the text."""
+        """Whether the skip rule skips the proxies at the current position."""
         if self.skip_rule is None or self.target_alone:
             return False
         own = self.contrast.candidates(self.leader_row())
         return self.skip_rule.skips(own, len(self.tokens))
 
-    def _leaders_own(self, row: Row) -> Distribution:
+    def _leader_distribution(self, row: Row) -> Distribution:
         own = self.contrast.candidates(row)
         return self._alone.combined(own, np.empty((0, len(own.tokens))), row, np.ones(1))
 
     def advance(self, token: int) -> None:
-        """Goes one token on. The models decode it when the next distribution is wanted."""
-        self.advance_reading(token, self.piece(token))
+        """Appends a token; the models decode it when the next distribution is needed."""
+        self.advance_with_proxy_text(token, self.piece(token))
 
-    def advance_reading(self, token: int, read: bytes | None, before: Sequence[int] = ()) -> None:
-        """The same where the proxies read other bytes, or with None nothing.
+    def advance_with_proxy_text(
+        self, token: int, read: bytes | None, before: Sequence[int] = ()
+    ) -> None:
+        """As `advance`, but the proxies get the bytes `read` instead, or with None nothing.
 
-        `before` are the tokens in front of it which some of these bytes are of.
+        `before` are earlier tokens whose bytes `read` holds too.
         """
         self.tokens.append(token)
         self._leading_space = b""
@@ -242,7 +248,7 @@ class Ensemble:
                 proxy.append(token, read, before)
 
     def piece(self, token: int) -> bytes:
-        """What a token adds to the answer, without a space that the tokenizer puts in front."""
+        """The bytes that a token adds to the answer, without the tokenizer's leading space."""
         return self.leader.model.vocabulary.text((token,)).removeprefix(self._leading_space)
 
     @property
@@ -270,61 +276,61 @@ class Ensemble:
 
     @property
     def can_draft(self) -> bool:
-        """Whether all models can read a draft and forget it again."""
+        """Whether all running models can rewind, so that a rejected draft can be dropped."""
         running = self.models[:1] if self.target_alone else self.models
         return all(each.model.can_rewind for each in running)
 
     def read_ahead(self, draft: Sequence[int], *, read: bool) -> None:
-        """Has the models read a draft behind the text, each in as few batches as it can.
+        """Decodes a draft after the text, in as few batches as possible per model.
 
-        Where the leader has `read` all of it but the last token, it stops there.
+        `read`: the leader has decoded the draft already, except its last token, and is left out.
         """
         path = [*self.tokens, *draft]
         if not read:
             self.leader.logits_for(path, len(draft) + 1)
         if self.target_alone:
             return
-        plausible = draft[: self._plausible(path)]  # behind another one nothing will be needed
+        plausible = draft[: self._plausible(path)]  # an implausible token will not be accepted
         if plausible:
             for proxy in self.proxies:
                 proxy.read_ahead(plausible, self._pieces(plausible))
 
-    def read_known(self, tokens: Sequence[int]) -> None:
-        """Has each model that has nothing to say yet read the text, and some of what is to come."""
+    def read_known_text(self, tokens: Sequence[int]) -> None:
+        """Decodes the text, and some of the known tokens after it, where logits are missing."""
         if not self.leader.has(self.tokens):
             ahead = tokens[: self.leader.model.max_rows - 1]
             self.leader.logits_for([*self.tokens, *ahead], len(ahead) + 1)
         for proxy in self.proxies:
             cache, ahead = proxy.cache, tokens[: proxy.cache.model.max_rows]
-            is_read = cache.has(proxy.tokens, len(proxy.wanted_rows()))
-            if ahead and cache.model.can_rewind and not is_read:
+            has_rows = cache.has(proxy.tokens, len(proxy.needed_positions()))
+            if ahead and cache.model.can_rewind and not has_rows:
                 proxy.read_ahead(ahead, self._pieces(ahead))
 
-    def drop_ahead(self) -> None:
-        """Takes back what models have read beyond the text."""
+    def drop_read_ahead(self) -> None:
+        """Rewinds the models to the end of the text."""
         texts = [self.tokens, *(proxy.tokens for proxy in self.proxies)]
         for cache, text in zip(self.models, texts, strict=True):
             if cache.model.can_rewind:
                 cache.rewind(common_length(cache.tokens, text))
 
     def save(self) -> tuple[Any, ...]:
-        """The text so far, for `restore`."""
+        """A snapshot of the text so far, for `restore`."""
         return [*self.tokens], self._leading_space, [proxy.context() for proxy in self.proxies]
 
     def restore(self, saved: tuple[Any, ...]) -> None:
-        """Goes back to a text; the models are brought there when they are read."""
+        """Goes back to a snapshot; the KV caches are rewound when they are next used."""
         tokens, self._leading_space, texts = saved
         self.tokens = [*tokens]
         for proxy, text in zip(self.proxies, texts, strict=True):
             proxy.restore(text)
 
     def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
-        """What each of some tokens that come next adds to the answer."""
+        """The bytes that each of the next tokens adds to the answer."""
         text = self.leader.model.vocabulary.text
         return [self.piece(tokens[0]), *(text((token,)) for token in tokens[1:])]
 
     def _plausible(self, path: list[int]) -> int:
-        """How many tokens of a path behind the text are plausible where they come."""
+        """How many drafted tokens of `path`, from the end of the text on, are plausible."""
         limit, size = np.log(max(self.options.plausibility, TINY)), len(self.tokens)
         for place in range(size, len(path)):
             if not self.leader.has(path[:place]):
@@ -336,20 +342,20 @@ class Ensemble:
 
 
 def _without_proxies(found: Distribution) -> Distribution:
-    """The leader's distribution where the proxies might have said something."""
+    """Marks the leader's distribution as one for which the proxies did not run."""
     unknown = np.full(len(found.logp), np.nan)
     return dataclasses.replace(found, contrast=unknown, proxies_skipped=True)
 
 
-def read_by(
-    method: Method, role: str, asked: str | Sequence[Message], *, raw: bool
+def prompt_for_role(
+    method: Method, role: str, prompt: str | Sequence[Message], *, raw: bool
 ) -> tuple[str | Sequence[Message], bool]:
-    """What a model reads of a prompt under a method, and whether without a chat template."""
+    """The prompt of a role under a method, and whether it is raw (without a chat template)."""
     if raw or role == "target" or method is not Method.CAPT_PAPER_RAW:
-        return asked, raw
-    if isinstance(asked, str):
-        return asked, True
-    return "\n\n".join(turn.content for turn in asked), True
+        return prompt, raw
+    if isinstance(prompt, str):
+        return prompt, True
+    return "\n\n".join(turn.content for turn in prompt), True
 
 
 def is_target_alone(exponents: Exponents) -> bool:
@@ -358,18 +364,18 @@ def is_target_alone(exponents: Exponents) -> bool:
 
 
 def first_pair_notice(pairs: int) -> str:
-    """What to say where a method for one pair meets several."""
+    """The notice that a method for one pair uses the first of several."""
     return f"This method uses one pair of expert and base: the first of {pairs}."
 
 
 class EnsembleBuilder:
-    """Puts loaded models together for a method. Tables between vocabularies are made once.
+    """Builds the ensemble of a method from loaded models. Alignment tables are built once.
 
     Args:
         caches: the models by role: target, expert, base, and expert-2, base-2, ... for further
             pairs.
         tokenizers: of the same models.
-        hint: how to name a missing model, for messages: from the role a sentence.
+        hint: the error message of a missing model, by role.
     """
 
     def __init__(
@@ -392,7 +398,7 @@ class EnsembleBuilder:
         return tuple((role, role.replace("expert", "base")) for role in experts)
 
     def notices(self, method: Method) -> list[str]:
-        """What the user should know about the models that a method leaves out."""
+        """Notices about models that a method does not use."""
         proxies = {"expert", "base"} & set(method.roles or ())
         return [first_pair_notice(len(self.pairs))] if proxies and len(self.pairs) > 1 else []
 
@@ -421,7 +427,7 @@ class EnsembleBuilder:
             if len(roles) == 1:
                 roles = ("target", "expert", "base")
             if not combine.mixes and is_target_alone(combine.rows((len(roles) - 1) // 2)[0]):
-                roles = ("target",)  # nothing else needs to run, or to be there
+                roles = ("target",)  # expert and base may be missing
         for role in roles:
             if role not in caches:
                 raise UsageError(self._hint(role))
@@ -434,11 +440,11 @@ class EnsembleBuilder:
                 for each in others
             ]
             ensemble = Ensemble(leader, proxies, combine, method)
-            # Other products are not measured with skips; reports and scores are of all tokens.
+            # Skipping is validated for CAPT alone; reports and scores need the proxies everywhere.
             if options.speed is Speed.FAST and method is Method.CAPT:
                 ensemble.skip_rule = None if options.top or scoring else SkipRule()
             return ensemble
-        # With one vocabulary a proxy takes the leader's tokens as they are.
+        # With a shared vocabulary a proxy uses the leader's token ids.
         shared = method in (Method.PROXY_TUNING, Method.CONTRASTIVE)
         own = leader.model.vocabulary
         if shared and not all(own.same_as(each.model.vocabulary) for each in others):
@@ -447,19 +453,20 @@ class EnsembleBuilder:
                 "have not. --method capt does not need that."
             )
         proxies = [
-            Proxy(each, self._tokenizers[each.role], None, follows_tokens=shared) for each in others
+            Proxy(each, self._tokenizers[each.role], None, shares_vocabulary=shared)
+            for each in others
         ]
         published = self._published(method, proxies, scoring=scoring)
         return Ensemble(leader, proxies, combine, published=published)
 
     def _published(self, method: Method, proxies: Sequence[Proxy], *, scoring: bool) -> Published:
-        """The algorithm of a published method."""
+        """The function of a published method."""
         if method is Method.PROXY_TUNING:
             return proxy_tuning
         if method is Method.CONTRASTIVE:
             return partial(contrastive, scoring=scoring)
         roles = ("target", *(proxy.cache.role for proxy in proxies))
-        strings = [self._spelled(role) for role in roles]
+        strings = [self._token_strings(role) for role in roles]
         if method in (Method.UNITE, Method.UNITE_20):
             return partial(
                 unite, strings, k=20 if method is Method.UNITE_20 else 10, scoring=scoring
@@ -474,7 +481,7 @@ class EnsembleBuilder:
         return partial(safe, strings, keeps_tokens, scoring=scoring)
 
     def _alignment(self, leader: str, role: str) -> Alignment:
-        """One table for all proxies of one vocabulary."""
+        """The alignment of a proxy, shared by all proxies with the same vocabulary."""
         own = self._tokenizers[role]
         for known, other, alignment in self._alignments:
             if known == leader and other.vocabulary.same_as(own.vocabulary):
@@ -485,7 +492,7 @@ class EnsembleBuilder:
         self._alignments.append((leader, own, made))
         return made
 
-    def _spelled(self, role: str) -> TokenStrings:
+    def _token_strings(self, role: str) -> TokenStrings:
         if role not in self._strings:
             tokenizer = self._tokenizers[role]
             self._strings[role] = TokenStrings(tokenizer.vocabulary, tokenizer.tokenize)

@@ -1,12 +1,12 @@
 """Prompt to answer, token by token. Read this first.
 
-    propose a draft      drafting.Drafter: tokens that may come next, read ahead in one batch
-    let all models read  ensemble.Ensemble: brings each model to the text (proxy.LogitsCache)
-    combine              combine.Contrast: one distribution from what they say
+    propose a draft      drafting.Drafter: likely next tokens, decoded ahead in one batch
+    decode all models    ensemble.Ensemble: decodes the missing tokens (proxy.LogitsCache)
+    combine              combine.Contrast: one distribution from all models' logits
     sample               sampling.choose, restricted by structured.masked
-    accept or roll back  the text grows by the token; what was read beyond it is dropped
+    accept or roll back  the token is appended; rejected draft tokens are dropped
 
-A `Generation` is that loop as an iterator of steps, each a plain record of one choice.
+A `Generation` is that loop as an iterator of steps, each the record of one sampled token.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ from capt_local.tokenization import Vocabulary
 
 
 class Generation:
-    """An answer that is being made: an iterator of steps.
+    """An answer as it is generated: an iterator of steps.
 
     Args:
-        ensemble: of the method; it stands at no text.
+        ensemble: of the method; this starts it at the prompts.
         prompts: by role.
         options: of the answer.
         cancel: called before each step; true ends the answer as interrupted.
-        memory: what an earlier prompt showed about the weights.
-        notices: what the user should know.
-        check: called before each step; raises where the models can no longer be used.
-        drafts: whether tokens may be read ahead.
+        memory: cached evidence of earlier prompts for the weights.
+        notices: messages for the user.
+        check: called before each step; raises if the models can no longer be used.
+        drafts: whether speculative drafts may be made.
 
     Attributes:
         text_bytes: the answer so far; at the end, all of it.
-        thoughts_bytes: what the model wrote before it, between its markers.
+        thoughts_bytes: the reasoning before it, between the model's markers.
         finish: why it ended; None while it has not.
         prompts, prompt_tokens: the prompts and their lengths, by role, of the models that run.
-        prompt_decoded: tokens that were decoded for them, by role; fewer where the models had read
-            a part before, more where a part was read twice.
+        prompt_decoded: tokens decoded for the prompts, by role: fewer than their length if a
+            prefix was in the KV cache, more if a part was decoded twice.
         context_limit: tokens that the smallest context holds.
-        weights: exponents (a, b, c) of T^a E^b A^-c and their share of the mixture; empty for
-            a method without.
-        evidence_tokens: positions of the prompt that the weights come from.
+        weights: exponents (a, b, c) of T^a E^b A^-c and their mixture weights; empty for a
+            method without products.
+        evidence_tokens: number of prompt positions that the weights come from.
         prompt_seconds: time for the prompt, all models.
-        generate_seconds: time for the answer so far, time of the reader excluded.
-        changed: steps at which the target alone would have chosen otherwise.
-        stats: what was drafted, accepted and left out.
+        generate_seconds: time for the answer so far, without the time between steps.
+        changed: steps at which the target alone would have chosen another token.
+        stats: drafted and accepted tokens, skipped proxies, decode calls.
     """
 
     def __init__(
@@ -97,12 +97,14 @@ class Generation:
         own, vocabulary = prompts[ensemble.leader.role], ensemble.leader.model.vocabulary
         self._constraint: SchemaConstraint | None = None
         if options.structure is not None:
-            self._constraint = SchemaConstraint(vocabulary, options.structure.source, own.lead)
+            self._constraint = SchemaConstraint(
+                vocabulary, options.structure.source, own.leading_space
+            )
         structured = self._constraint is not None
         parser = ReasoningParser.for_prompt(own, vocabulary, structured=structured)
         repetition = RepetitionDetector(words=not structured) if options.repetition_stop else None
         self._stream = AnswerStream(vocabulary, options.stop, parser, own.turn_ends, repetition)
-        # What expert and base say is part of the record then, so they run at each step.
+        # With `top`, each step reports the proxies' probabilities, so they run at every step.
         ensemble.skip_certain = options.speed is not Speed.EXACT_STEPS and not options.top
         self.stats = DraftStats()
         drafts = drafts and options.speed is not Speed.EXACT_STEPS and ensemble.can_draft
@@ -112,13 +114,13 @@ class Generation:
         self._notices += notices
         self._prefilled = False
         self._begun_unstructured = False
-        self._implausible_steps = 0  # at which the schema allowed no plausible token
+        self._implausible_steps = 0  # steps at which the schema allowed no plausible token
         self._superseded: str | None = None
         self.prompts = dict(prompts)
         self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
         self.prompt_decoded: dict[str, int] = {}
         self.context_limit = min(each.model.context_limit for each in ensemble.models)
-        self._full: list[str] = []  # the notice that a context is
+        self._full: list[str] = []  # the notice that a context is full
         self.text_bytes = b""
         self.thoughts_bytes = b""
         self.finish: FinishReason | None = None
@@ -147,7 +149,7 @@ class Generation:
         return step
 
     def prepare(self) -> None:
-        """Decodes the prompt, which the first step does where this is left out.
+        """Decodes the prompt; without this call the first step does.
 
         Raises:
             NumericalError, MemoryShortage, ModelError: as for a step.
@@ -155,7 +157,7 @@ class Generation:
         self._run(step=False)
 
     def _run(self, *, step: bool) -> Step | None:
-        """Decodes the prompt if that is open, then makes a step; None where there is none."""
+        """Decodes the prompt if needed, then makes a step; None if there is none."""
         if self.finish is not None:
             return None
         self._check()
@@ -177,21 +179,21 @@ class Generation:
         return None
 
     def end(self, finish: FinishReason = FinishReason.INTERRUPTED) -> None:
-        """Ends the answer where it is; an answer that has ended stays as it is."""
+        """Ends the answer here; does nothing if it has ended."""
         if self.finish is None:
             self.text_bytes += self._stream.rest()
             self.finish = finish
-            self._ensemble.drop_ahead()
+            self._ensemble.drop_read_ahead()
 
     def supersede(self, reason: str) -> None:
-        """Ends an answer that is not finished, for the sake of another; reading on raises."""
+        """Ends an unfinished answer because another begins; its next step raises UsageError."""
         if self.finish is None:
             self.end()
             self._superseded = reason
 
     @property
     def text(self) -> str:
-        """The answer so far; what is not UTF-8 is U+FFFD."""
+        """The answer so far as text; invalid UTF-8 becomes U+FFFD."""
         return self.text_bytes.decode("utf-8", "replace")
 
     @property
@@ -211,7 +213,7 @@ class Generation:
 
     @property
     def structured(self) -> bool | None:
-        """Whether the answer so far has the form that it must have; None where it has none."""
+        """Whether the answer so far is an instance of the schema; None without a schema."""
         if self._constraint is None:
             return None
         return self._constraint.complete and not self._begun_unstructured
@@ -226,13 +228,13 @@ class Generation:
                 f"At {count} token{'s' * (count > 1)} the form allowed nothing that the model "
                 "finds plausible, so the likeliest that it allows were taken."
             )
-        if self._options.speed is Speed.FAST and (said := self._about_skips()):
-            own.append(said)
+        if self._options.speed is Speed.FAST and (skip_notice := self._skip_notice()):
+            own.append(skip_notice)
         models = [notice for each in self._ensemble.models for notice in each.notices]
         return [*dict.fromkeys(self._notices + models + own)]
 
-    def _about_skips(self) -> str | None:
-        """What `Speed.FAST` has changed here, where it could."""
+    def _skip_notice(self) -> str | None:
+        """The notice about proxies skipped by `Speed.FAST`; None if the target runs alone."""
         if self._ensemble.target_alone:
             return None
         if self._ensemble.skip_rule is not None:
@@ -246,7 +248,7 @@ class Generation:
         return f"--speed fast leaves expert and base out nowhere here: {why}."
 
     def _prefill(self) -> None:
-        """Decodes the prompt in all models, and weighs them by it."""
+        """Decodes the prompt in all models, and sets the mixture weights by its evidence."""
         if self._prefilled:
             return
         ensemble, started = self._ensemble, time.perf_counter()
@@ -267,7 +269,7 @@ class Generation:
             self.weights = (((1.0, 0.0, 0.0), 1.0),)
 
     def _timed_step(self) -> Step:
-        """One step, with its time and what the models did for it."""
+        """One step, with its time and decode counts recorded."""
         models, started = self._ensemble.models, time.perf_counter()
         before = [(each.passes, each.decoded) for each in models]
         try:
@@ -289,7 +291,7 @@ class Generation:
         return step
 
     def _step(self) -> Step:
-        """The loop of the method, once."""
+        """One iteration of the decoding loop."""
         ensemble, stream, options = self._ensemble, self._stream, self._options
         index = self.stats.steps
         reasoning = stream.in_reasoning or stream.in_gap
@@ -301,52 +303,52 @@ class Generation:
         if self._constraint is not None and not stream.in_reasoning:
             allowed = self._constraint.allowed()
             here = masked(here.here, allowed, ensemble.distribution)
-            # Where the answer can only end, there was no choice.
+            # Not counted where the schema allows nothing but the end.
             ends = ensemble.leader.model.vocabulary.is_end[allowed].all()
             self._implausible_steps += here.implausible and not ends
         # Sample.
         tokens, logp = here.here.candidates.tokens, here.here.logp
         place = choose(tokens, logp, ensemble.tokens, options.sample, self._rng, here.mask)
         token = int(tokens[place])
-        # Accept, or roll back what the draft had instead.
+        # Accept, or drop the rest of the draft.
         if self._drafter is not None:
             self._drafter.accept(token, None if here.alone else here.here)
-        part, finish = self._added(token, last=index + 1 == options.max_tokens)
-        step = self._described(here, place, part, finish)
+        part, finish = self._consume(token, last=index + 1 == options.max_tokens)
+        step = self._step_record(here, place, part, finish)
         if finish is not FinishReason.STOP:
             if options.expert_in_thoughts:
                 ensemble.advance(token)
             else:
-                ensemble.advance_reading(token, stream.proxy_text, stream.tokens_before)
+                ensemble.advance_with_proxy_text(token, stream.proxy_text, stream.tokens_before)
         return step
 
     def _distribution(self) -> MaskedDistribution:
-        """The distribution; that of the target alone where expert and base read no reasoning."""
+        """The distribution; in reasoning that of the target alone, unless the proxies read it."""
         ensemble, stream = self._ensemble, self._stream
         reads_all = self._options.expert_in_thoughts or not ensemble.proxies
         if not reads_all and (stream.in_reasoning or stream.in_gap):
             alone = ensemble.distribution(alone=True)
             token = int(alone.candidates.tokens[np.argmax(alone.logp)])
-            # Line ends between reasoning and answer are none of the expert's either.
+            # The proxies do not read the newlines between reasoning and answer either.
             if stream.in_reasoning or not ensemble.piece(token).strip(b"\n"):
                 return MaskedDistribution(alone, alone=True)
         return MaskedDistribution(ensemble.distribution())
 
-    def _added(self, token: int, *, last: bool) -> tuple[TextPart, FinishReason | None]:
-        """What a token adds to reasoning or answer, and whether it ends it."""
+    def _consume(self, token: int, *, last: bool) -> tuple[TextPart, FinishReason | None]:
+        """Feeds a token to the stream: the text it adds, and the finish reason if it ends here."""
         stream = self._stream
         if stream.ends(token):
             return stream.flush(), FinishReason.STOP
         if self._constraint is not None and not stream.in_reasoning:
             self._constraint.accept(token)
         part = stream.feed(token, self._ensemble.piece(token))
-        # A token that ends the reasoning and begins the answer began it without the form.
+        # One token ended the reasoning and began the answer: that text was not constrained.
         self._begun_unstructured |= stream.in_gap and stream.in_reasoning
         if stream.stopped:
             return part, FinishReason.STOP
         if stream.repeats:
             return stream.flush(part), FinishReason.REPETITION
-        # Room for the token itself in every context; a proxy may need a few tokens for it.
+        # The token itself must fit into every context; a proxy may need a few tokens for it.
         if last or self._ensemble.tokens_left <= 1:
             if not last:
                 self._note_full_context()
@@ -361,7 +363,7 @@ class Generation:
             "so the answer ends here. A larger --ctx-size leaves more room."
         ]
 
-    def _described(
+    def _step_record(
         self,
         chosen: MaskedDistribution,
         place: int,
@@ -370,8 +372,8 @@ class Generation:
     ) -> Step:
         """The record of the choice of candidate `place`.
 
-        What the target alone would have chosen is subject to the same repetition penalty and the
-        same schema, so that a step that these changed does not count as changed by the expert.
+        The target's own choice is made under the same repetition penalty and schema, so that a
+        step that only these changed does not count as changed by the expert.
         """
         ensemble, options, here = self._ensemble, self._options, chosen.here
         vocabulary, own, top = ensemble.leader.model.vocabulary, here.candidates, options.top
@@ -418,7 +420,7 @@ def _proxy_choices(ensemble: Ensemble, role: str, top: int) -> tuple[Choice, ...
 def _likeliest(
     vocabulary: Vocabulary, tokens: np.ndarray, logp: np.ndarray, top: int
 ) -> tuple[Choice, ...]:
-    if not top:  # sorting every candidate would be most of a step
+    if not top:  # sorting all candidates would take most of a step's time
         return ()
     order = np.argsort(-logp, kind="stable")[:top]
     chosen = zip(tokens[order].tolist(), logp[order].tolist(), strict=True)

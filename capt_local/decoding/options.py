@@ -1,4 +1,4 @@
-"""How an answer is made, and the record of each choice: plain data that checks itself."""
+"""Options of an answer, and the record of each step: dataclasses that validate themselves."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Exponents: TypeAlias = tuple[float, ...]
 
 
 class Method(StrEnum):
-    """Which distribution the answer is drawn from. From CAPT_PAPER on they are published methods.
+    """The distribution to sample from. Those from CAPT_PAPER on are published methods.
 
-    EXPERT_LED has the products of CAPT over the expert's tokens instead of the target's; DUO has
-    T^a E^b, without any base. CAPT_PAPER_RAW is CAPT_PAPER with the authors' prompts: expert and
-    base read the text without a chat template. UNITE_20 joins the top 20 of each model, as the
-    authors of CAPT ran UniTE.
+    EXPERT_LED is CAPT over the expert's vocabulary instead of the target's; DUO is T^a E^b, without
+    a base. CAPT_PAPER_RAW is CAPT_PAPER with the authors' prompts: expert and base get the text
+    without a chat template. UNITE_20 is UniTE with the top 20 of each model, as the authors of CAPT
+    ran it.
     """
 
     CAPT = "capt"
@@ -42,7 +42,7 @@ class Method(StrEnum):
 
     @property
     def roles(self) -> tuple[str, ...] | None:
-        """The models that it needs, the one whose tokens are chosen first; None: all."""
+        """The roles that it needs, the leading model first; None: all models."""
         match self:
             case Method.CAPT:
                 return None
@@ -60,9 +60,9 @@ class Method(StrEnum):
 class Speed(StrEnum):
     """How the steps of an answer are computed.
 
-    EXACT_STEPS runs every model for every token. AUTO leaves out what cannot change a choice, and
-    drafts where that pays: the same answer, bit for bit. FAST leaves expert and base out where
-    they hardly count (`ensemble.SkipRule`), and takes the target's distribution: another answer.
+    EXACT_STEPS runs every model for every token. AUTO skips models that cannot change a token, and
+    uses speculative drafts: the same answer, bit for bit. FAST also skips expert and base where
+    they have little effect (`ensemble.SkipRule`) and samples from the target: answers may differ.
     """
 
     AUTO = "auto"
@@ -70,8 +70,8 @@ class Speed(StrEnum):
     FAST = "fast"
 
 
-# What the evidence of a text chooses among where a text is continued: the target alone, mild and
-# strong help, and nearly the expert alone. Chosen by bits per byte of clinical notes and general
+# The exponents mixed by evidence when a text is continued: the target alone, weak and strong
+# contrast, and nearly the expert alone. Selected by bits per byte of clinical notes and general
 # prose (docs/results.md).
 GRID: tuple[Exponents, ...] = (
     (1.0, 0.0, 0.0),
@@ -82,9 +82,9 @@ GRID: tuple[Exponents, ...] = (
     (0.25, 1.0, 0.25),
     (0.0, 1.0, 0.0),
 )
-# The same where a turn of a conversation is answered: CAPT with alpha 0, 1/4 and 1/2. An expert
-# that predicts notes well need not follow an instruction, so the target keeps its full exponent.
-# Chosen by the answers to mts-summary.validation (docs/results.md).
+# The same for an answer to a chat turn: CAPT with alpha 0, 1/4 and 1/2. An expert that predicts
+# notes well need not follow instructions, so the target keeps exponent 1.
+# Selected by the answers to mts-summary.validation (docs/results.md).
 ANSWER_GRID: tuple[Exponents, ...] = ((1.0, 0.0, 0.0), (1.0, 0.25, 0.25), (1.0, 0.5, 0.5))
 # The same as GRID for the target and an expert without any base, T^a E^b.
 DUO_GRID: tuple[Exponents, ...] = (
@@ -94,25 +94,25 @@ DUO_GRID: tuple[Exponents, ...] = (
     (0.25, 0.75, 0.0),
     (0.0, 1.0, 0.0),
 )
-# Factor on earlier evidence at each token; 1 forgets nothing.
+# Factor on the earlier evidence at each token; 1 is a plain sum.
 FORGETTING = 0.98
 _LARGEST = 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class CombineOptions:
-    """What weight each model has.
+    """The weights of the models in the combination.
 
     Attributes:
-        alphas: a fixed weight of the contrast, (alpha,) for all pairs or one for each; empty:
-            mixed over `grid` by the evidence of the prompt.
+        alphas: fixed alpha, (alpha,) for all pairs or one for each; empty: the exponents in `grid`
+            are mixed, with weights from the evidence of the prompt.
         powers: fixed exponents (a, b, c) of T^a E^b A^-c instead, or (a, b, c, b2, c2, ...).
         plausibility: tokens with p_target < plausibility * max p_target keep the target's
             probability and are never chosen.
-        grid: the exponents (a, b, c) that the evidence chooses among, the target alone among them.
-            Empty: GRID where a text is continued, ANSWER_GRID where a turn is answered.
-        evidence_tokens: how many of the last tokens that the user wrote are the evidence.
-        forgetting: factor on earlier evidence at each token; 1 forgets nothing.
+        grid: the exponents (a, b, c) to mix, those of the target alone (1, 0, 0) among them.
+            Empty: GRID to continue a text, ANSWER_GRID to answer a chat turn.
+        evidence_tokens: number of last tokens of the user's text used as evidence.
+        forgetting: factor on the earlier evidence at each token; 1 is a plain sum.
     """
 
     alphas: tuple[float, ...] = ()
@@ -141,17 +141,17 @@ class CombineOptions:
         return not self.alphas and not self.powers
 
     def rows(self, pairs: int, *, answer: bool = False) -> tuple[Exponents, ...]:
-        """The exponents of each combination that is mixed, shape (m, 1 + 2 * pairs).
+        """The exponents of each mixed product, shape (m, 1 + 2 * pairs).
 
-        Several pairs are weighed one by one, and together with the exponents of expert and base
-        divided among them.
+        With several pairs there is a product for each of them alone, and one for all together with
+        the exponents of expert and base divided by their number.
 
         Args:
             pairs: number of pairs of expert and base.
-            answer: whether a turn is answered; otherwise a text is continued.
+            answer: whether a chat turn is answered; otherwise a text is continued.
 
         Raises:
-            UsageError: there are not as many weights as pairs.
+            UsageError: the number of weights does not fit the number of pairs.
         """
         if not pairs:
             return ((1.0,),)
@@ -167,9 +167,9 @@ class CombineOptions:
         return tuple(dict.fromkeys(rows))
 
     def duo_rows(self) -> tuple[Exponents, ...]:
-        """The exponents (a, b, 0) of each product of target and expert that is mixed.
+        """The exponents (a, b, 0) of each mixed product of target and expert.
 
-        A fixed alpha is the expert's share: T^(1 - alpha) E^alpha.
+        A fixed alpha gives T^(1 - alpha) E^alpha.
 
         Raises:
             UsageError: weights give an exponent to a base, or are for several experts.
@@ -200,13 +200,13 @@ class CombineOptions:
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
-    """How a token is drawn from the combined distribution.
+    """How a token is sampled from the combined distribution.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
-        top_k: keep the k likeliest; 0 keeps all.
-        top_p: keep the likeliest that together reach this probability.
-        min_p: keep those with at least this share of the largest probability.
+        temperature: 0 is greedy decoding.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the smallest set of likeliest tokens with at least this total probability.
+        min_p: keep tokens with at least this fraction of the largest probability.
         repeat_penalty: > 1 makes tokens of the last `repeat_window` less likely.
         seed: of the random draws; the same seed gives the same answer.
     """
@@ -238,11 +238,11 @@ class SampleOptions:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The form that an answer must have.
+    """The JSON schema of a structured answer.
 
     Attributes:
-        source: a JSON schema as `structured.schema_structure` gives it.
-        kind: of the source, in records.
+        source: a JSON schema as returned by `structured.schema_structure`.
+        kind: the kind of `source`, for records.
     """
 
     source: str
@@ -264,18 +264,18 @@ class Structure:
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """Everything that decides an answer besides the models and the prompt.
+    """Everything that determines an answer besides the models and the prompt.
 
     Attributes:
-        max_tokens: the answer ends with `length` after so many tokens.
+        max_tokens: the answer ends with finish reason `length` after this many tokens.
         stop: strings that end the answer and are not part of it.
-        top: how many candidates each step reports for each model; 0 reports none.
-        structure: the form that the answer must have; None for any.
-        expert_in_thoughts: whether expert and base read the thoughts that a model writes before
-            its answer, and have a say in them.
-        repetition_stop: whether an answer that repeats itself without end is ended.
-        adapter_scales: roles with the scale of each of their LoRA adapters; a role that is not
-            among them has the scales that it was loaded with.
+        top: number of candidates that each step reports for each model; 0 reports none.
+        structure: the JSON schema that the answer must match; None: no constraint.
+        expert_in_thoughts: whether expert and base read the reasoning before the answer and take
+            part in sampling it.
+        repetition_stop: whether endless repetition ends the answer.
+        adapter_scales: the scale of each LoRA adapter, by role; a missing role has the scales that
+            it was loaded with.
     """
 
     method: Method = Method.CAPT
@@ -312,14 +312,14 @@ class GenerateOptions:
 def with_arguments(
     options: GenerateOptions | None, arguments: Mapping[str, Any]
 ) -> GenerateOptions:
-    """Options with single ones given by name.
+    """Options with some of them replaced by keyword arguments.
 
     Args:
-        options: the others; None: the defaults.
-        arguments: by the names that `Runtime.generate` lists.
+        options: the base options; None: the defaults.
+        arguments: by the names listed in `Runtime.generate`.
 
     Raises:
-        UsageError: one is not known, or of the wrong type; names it.
+        UsageError: an argument is unknown or has the wrong type; the message names it.
     """
     if options is not None and not isinstance(options, GenerateOptions):
         raise _wrong("options", "GenerateOptions", options)
@@ -404,7 +404,7 @@ class FinishReason(StrEnum):
     REPETITION = "repetition"
     INTERRUPTED = "interrupted"
     ERROR = "error"
-    ABSTAINED = "abstained"  # nothing is answered: what was written has no source
+    ABSTAINED = "abstained"  # the answer was withheld: the source does not support it
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +417,7 @@ class Choice:
 
     @property
     def piece(self) -> str:
-        """The same as text; a part of a character is U+FFFD."""
+        """The same as text; invalid UTF-8 becomes U+FFFD."""
         return self.piece_bytes.decode("utf-8", "replace")
 
 
@@ -428,26 +428,26 @@ class Step:
     Attributes:
         index: position in the answer, from 0.
         token: id in the target's vocabulary.
-        piece_bytes: what the token adds to the answer; nothing for an end or control token. Bytes
-            that might begin a stop string are held back until it is known, so the bytes of the
-            steps joined are the answer.
-        logp: log-probability under the combined distribution, before temperature and cuts.
-        target_logp, target_rank: under the target alone; rank 0 is its own choice.
-        target_choice: the token that the target alone finds likeliest after the same text.
-        contrast: logp_expert - logp_base of the token's event; 0 without proxies, None where they
-            were not asked.
-        expert_logp, base_logp: of that event; None where no candidates were asked for.
+        piece_bytes: the bytes that this step adds to the answer; none for an end or control token.
+            A possible beginning of a stop string is held back for a later step, so that the joined
+            bytes of all steps are the answer.
+        logp: log-probability under the combined distribution, before temperature and filters.
+        target_logp, target_rank: under the target alone; rank 0 is its likeliest token.
+        target_choice: the target's likeliest token after the same text.
+        contrast: logp_expert - logp_base of the token's event; 0 without proxies, None if they did
+            not run.
+        expert_logp, base_logp: of that event; None if `GenerateOptions.top` is 0.
         top, target_top: the likeliest tokens of the combination, and of the target.
-        expert_top, base_top: the likeliest pieces of the proxies, in their own vocabulary.
-        likeliest: the token that the combination finds likeliest, which a draw may pass over; None
-            where that is the token itself.
-        finish: set on the last step alone.
-        thought: whether `piece` belongs to the model's thoughts, not to its answer. The tokens of
-            the markers have no bytes.
+        expert_top, base_top: the likeliest pieces of the proxies, in their own vocabularies.
+        likeliest: the likeliest token of the combination, if sampling chose another one; None if
+            it is `token`.
+        finish: set on the last step only.
+        thought: whether `piece` belongs to the reasoning, not to the answer. Tokens of the markers
+            have no bytes.
         proxies_skipped: whether expert and base did not run, since they could not change the
-            choice, had no weight or, with `Speed.FAST`, hardly counted.
-        piece: the same bytes as text. A character that ends in a later token belongs to that token,
-            so the pieces joined are the answer, too.
+            choice, had no weight or, with `Speed.FAST`, had little effect.
+        piece: the same bytes as text. A character split across tokens belongs to the last of them,
+            so that the joined pieces are the answer too.
     """
 
     index: int
@@ -472,9 +472,9 @@ class Step:
 
     @property
     def changed(self) -> bool:
-        """Whether the likeliest token after the same text is another one than for the target.
+        """Whether the combination's likeliest token differs from the target's own.
 
-        At temperature 0 that is whether the target alone would have said something else.
+        At temperature 0: whether the target alone would have chosen another token.
         """
         likeliest = self.token if self.likeliest is None else self.likeliest
         return likeliest != self.target_choice.token
@@ -482,7 +482,7 @@ class Step:
 
 @dataclass(slots=True)
 class DraftCount:
-    """Of one source: drafts that were read, tokens in them, and those that were chosen."""
+    """Drafts of one source: their number, the tokens in them, and the accepted tokens."""
 
     rounds: int = 0
     drafted: int = 0
@@ -491,12 +491,12 @@ class DraftCount:
 
 @dataclass(slots=True)
 class DraftStats:
-    """What drafts and skipped proxies did for one answer.
+    """Counts of drafts, skipped proxies and decode calls of one answer.
 
     Attributes:
-        steps: tokens that were chosen.
-        proxies_skipped: those for which expert and base did not run.
-        passes, decoded: calls that decoded something for the answer, and tokens in them, by role.
+        steps: sampled tokens.
+        proxies_skipped: steps at which expert and base did not run.
+        passes, decoded: decode calls for the answer, and the tokens in them, by role.
     """
 
     steps: int = 0
@@ -507,19 +507,19 @@ class DraftStats:
 
     @property
     def drafted(self) -> int:
-        """Tokens in them."""
+        """Drafted tokens of all sources."""
         return sum(count.drafted for count in self.by_source.values())
 
     @property
     def accepted(self) -> int:
-        """Those that were chosen."""
+        """Accepted tokens of all sources."""
         return sum(count.accepted for count in self.by_source.values())
 
     @property
     def acceptance(self) -> float | None:
-        """Share of the drafted tokens that were chosen; None where nothing was drafted."""
+        """Acceptance rate of drafted tokens; None if there were none."""
         return self.accepted / self.drafted if self.drafted else None
 
     def forwards_per_token(self) -> dict[str, float]:
-        """How often each model ran for a token of the answer, by role."""
+        """Decode calls per token of the answer, by role."""
         return {role: count / max(self.steps, 1) for role, count in self.passes.items()}

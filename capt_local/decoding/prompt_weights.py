@@ -1,13 +1,13 @@
-"""Weights of the mixture from what the user wrote: Bayesian model averaging.
+"""Mixture weights from the user's text: Bayesian model averaging over exponents (a, b, c).
 
-Each combination gives a distribution; its weight is proportional to the probability that it gave
-to the text so far. Over any text the mixture is then within log(m) nats of the best of m
-combinations in hindsight, so that with the target alone among them it can hardly be worse than the
-target alone. A slow forgetting gives that bound up for a text that changes.
+Each combination is a distribution; its weight is proportional to the probability that it gave to
+the text so far. Over any text the mixture's loss is then within log(m) nats of the best of m
+combinations in hindsight; with the target alone among them it can hardly be worse than the target.
+Exponential forgetting gives up that bound to adapt to a text that changes.
 
-The prompt is decoded anyway. On the way, the rows of its last few dozen text positions are read,
-one model after the other, and only what they say about the candidates is kept. Positions where a
-proxy has no token boundary are left out: its tokens there would depend on what comes next.
+The prompt is decoded anyway. While that happens, the logits at its last few dozen text positions
+are used, one model after the other, and only the candidates' probabilities are kept. Positions that
+are no token boundary of some proxy are left out: its tokens there would depend on what comes next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.alignment import DEPTH, Back, CandidateQuery, rests
+from capt_local.alignment import DEPTH, CandidateQuery, EarlierRow, rests
 from capt_local.decoding.combine import Candidates, softmax
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import FORGETTING
@@ -27,9 +27,9 @@ from capt_local.tokenization import FloatArray, Row, Vocabulary, common_length
 
 
 class Evidence:
-    """Collects how well each of m combinations predicts a text, of which it has `seen` tokens.
+    """Accumulates the log-likelihood of a text under m combinations, over `seen` tokens.
 
-    At each token all earlier evidence is multiplied by `forgetting`; 1 forgets nothing.
+    At each token the earlier sum is multiplied by `forgetting`; 1 is a plain sum.
     """
 
     def __init__(self, count: int, forgetting: float = FORGETTING) -> None:
@@ -45,15 +45,15 @@ class Evidence:
         return result
 
     def observe(self, logps: FloatArray) -> None:
-        """Takes in the log-probability that each combination gave to what came, shape (m,)."""
+        """Adds the log-probability of the next token under each combination, shape (m,)."""
         self._logs = self._forgetting * self._logs + logps
-        # Only differences count; small numbers stay exact over a long text.
+        # Only differences matter; subtracting the largest keeps precision over a long text.
         self._logs -= self._logs.max()
         self.seen += 1
 
 
-# Of a text in the tokens of one model: for the byte offset of each token boundary the tokens of the
-# whole prompt before it, and the bytes of the last of them, the last two, ...
+# Token boundaries of a text in one model: from byte offset to the number of prompt tokens before
+# it, and the bytes of the last one, the last two, ... of these tokens.
 _Marks = dict[int, tuple[int, tuple[bytes, ...]]]
 
 
@@ -63,8 +63,8 @@ class TextPosition:
 
     Attributes:
         target: tokens of the target before it.
-        proxies: for each proxy the tokens before it, and the bytes of the last of them, the last
-            two, ... as far as healing looks and the text goes back.
+        proxies: for each proxy the number of tokens before it, and the bytes of the last one, the
+            last two, ... of them, within the text and the depth of healing.
     """
 
     target: int
@@ -72,9 +72,9 @@ class TextPosition:
 
 
 class Memory:
-    """What the positions of the last prompt showed, for one that begins with the same tokens.
+    """Evidence of the last prompt's positions, reused by a prompt with a common prefix.
 
-    So the next turn of a conversation does not decode earlier ones again.
+    So the next turn of a conversation need not decode earlier turns again.
     """
 
     def __init__(self) -> None:
@@ -87,9 +87,9 @@ class Memory:
         self._known: dict[TextPosition, FloatArray] = {}
 
     def recall(self, ensemble: Ensemble) -> dict[TextPosition, FloatArray]:
-        """The log-probabilities of what came at each position that still stands, shape (m,).
+        """The log-probabilities of the next token by position, shape (m,), of the common prefix.
 
-        What is added to the dictionary is remembered for the next prompt.
+        The caller adds new positions to the returned dictionary, which the next prompt reuses.
         """
         alignments = tuple(id(each.alignment) for each in ensemble.proxies)
         scales = tuple(each.model.adapter_scales for each in ensemble.models)
@@ -102,7 +102,7 @@ class Memory:
             self._known = {
                 place: found
                 for place, found in self._known.items()
-                # The token that came at the position must be the same, too.
+                # The token at the position itself must be the same too.
                 if place.target < same[0]
                 and all(at[0] <= size for at, size in zip(place.proxies, same[1:], strict=True))
             }
@@ -113,13 +113,13 @@ class Memory:
 def prefill(
     ensemble: Ensemble, prompts: Mapping[str, Prompt], memory: Memory | None = None
 ) -> Evidence | None:
-    """Brings all models to the end of the prompt, and sets the weights where these are open.
+    """Decodes the prompt in all models, and sets the mixture weights unless they are fixed.
 
-    The ensemble was started with the same prompts; what this one shows is added to `memory`.
+    The ensemble was started with the same prompts; new evidence is added to `memory`.
 
     Returns:
-        What the weights come from; its `seen` says how many positions could be used. None where
-        the weights are fixed.
+        The evidence behind the weights; `seen` is the number of positions used. None if the
+        weights are fixed.
 
     Raises:
         Cancelled: the models were stopped.
@@ -141,28 +141,30 @@ def prefill(
 def _read(
     ensemble: Ensemble, prompts: Mapping[str, Prompt], places: Sequence[TextPosition]
 ) -> list[FloatArray]:
-    """What positions show; leaves all models at the whole prompt."""
+    """The evidence (log-probabilities) at some positions; decodes the whole prompt."""
     contrast, proxies = ensemble.contrast, ensemble.proxies
     rows: list[tuple[Candidates, Row]] = []
     cache, tokens = ensemble.leader, ensemble.tokens
     wanted = sorted({place.target for place in places} | {len(tokens)})
     for count, row in cache.prefill(tokens, wanted):
         if count == len(tokens):
-            cache.keep_row(tokens, count, row)
+            cache.store_row(tokens, count, row)
         else:
             rows.append((contrast.candidates(row), row))
-    asked = [queries(own, proxies) for own, _ in rows]
-    said = [
-        _read_proxy(each, index, places, [at[id(each.alignment)] for at in asked])
+    by_alignment = [queries(own, proxies) for own, _ in rows]
+    probabilities = [
+        _read_proxy(each, index, places, [at[id(each.alignment)] for at in by_alignment])
         for index, each in enumerate(proxies)
     ]
     for proxy in proxies:
-        if prompts[proxy.cache.role].goes_on:
-            # Its last tokens may change with the answer; they are steps like those of the answer.
+        if prompts[proxy.cache.role].continues_text:
+            # Its last tokens may change with the answer, so they are decoded as in a step.
             proxy.cache.rewind(proxy.stable)
     found = []
     for number, (place, (own, row)) in enumerate(zip(places, rows, strict=True)):
-        logps = proxy_logps(own, proxies, asked[number], [each[number] for each in said])
+        logps = proxy_logps(
+            own, proxies, by_alignment[number], [each[number] for each in probabilities]
+        )
         here = contrast.combined(own, logps, row, ensemble.weights)
         found.append(here.gains(tokens[place.target]))
     return found
@@ -172,40 +174,40 @@ def _read_proxy(
     proxy: Proxy,
     index: int,
     places: Sequence[TextPosition],
-    questions: Sequence[CandidateQuery],
+    position_queries: Sequence[CandidateQuery],
 ) -> list[FloatArray]:
-    """What one proxy says about the candidates of each place; leaves it at the whole prompt."""
+    """One proxy's probabilities of each position's candidates; decodes the whole prompt."""
     depth, tokens = proxy.depth, proxy.tokens
-    asked = {place.proxies[index][0]: number for number, place in enumerate(places)}
+    index_of = {place.proxies[index][0]: number for number, place in enumerate(places)}
     parts = {count: some[:depth] for count, some in (place.proxies[index] for place in places)}
     behind = {count - back for count, some in parts.items() for back in range(1, len(some) + 1)}
-    last = proxy.wanted_rows()
-    wanted = sorted(set(asked) | behind | set(last))
+    last = proxy.needed_positions()
+    wanted = sorted(set(index_of) | behind | set(last))
     found: list[FloatArray] = [np.empty(0)] * len(places)
     rows: dict[int, Row] = {}
     for count, logits in proxy.cache.prefill(tokens, wanted):
-        if count in asked or count in behind:
+        if count in index_of or count in behind:
             rows[count] = softmax(logits)
-        if count in asked:
+        if count in index_of:
             back = [
-                Back(rows[count - number], tokens[count - number], rest)
+                EarlierRow(rows[count - number], tokens[count - number], rest)
                 for number, rest in enumerate(parts[count], 1)
             ]
-            question = questions[asked[count]]
-            found[asked[count]] = proxy.alignment.probability(question, rows[count], back)
+            query = position_queries[index_of[count]]
+            found[index_of[count]] = proxy.alignment.probability(query, rows[count], back)
         if count in last:
-            proxy.cache.keep_row(tokens, count, logits)
+            proxy.cache.store_row(tokens, count, logits)
         rows = {place: row for place, row in rows.items() if place > count - depth}
     return found
 
 
 def _positions(ensemble: Ensemble, prompts: Mapping[str, Prompt]) -> list[TextPosition]:
-    """The last positions of the user's text at which all models have a boundary, in order."""
+    """The last positions of the user's text that are token boundaries of all models, in order."""
     turns = [_user_texts(prompts[each.role], each.model.vocabulary) for each in ensemble.models]
     found: list[TextPosition] = []
     for (own, marks), *others in zip(*turns, strict=True):
         if any(text != own for text, _ in others):
-            continue  # one template folds other text into this turn: no common positions
+            continue  # a template merged other text into this turn: no common positions
         for offset, (count, _) in sorted(marks.items()):
             before = tuple(other[offset] for _, other in others if offset in other)
             if len(before) == len(others) and count > 0 and all(at > 0 for at, _ in before):
@@ -214,15 +216,15 @@ def _positions(ensemble: Ensemble, prompts: Mapping[str, Prompt]) -> list[TextPo
 
 
 def _user_texts(prompt: Prompt, vocabulary: Vocabulary) -> list[tuple[bytes, _Marks]]:
-    """The turns of the user, and where tokens of this model begin in them."""
+    """The turns of the user, with the token boundaries of this model in them."""
     found: list[tuple[bytes, _Marks]] = []
     start = 0
     for segment in prompt.segments:
         if segment.evidence and segment.text is not None:
             pieces = [vocabulary.piece(token) for token in segment.tokens]
-            # Spaces that the tokenizer or the template put in front are no part of the text.
+            # A space added by tokenizer or template is not part of the text: a negative offset.
             offset = len(segment.text) - sum(map(len, pieces))
-            # Nothing stands before the first token of all (of a model without BOS).
+            # No row precedes the very first token (of a model without BOS).
             first = max(1 - start, 0)
             marks: _Marks = {}
             for count, piece in enumerate(pieces):

@@ -1,8 +1,8 @@
-"""A model that follows a text, and the rows of logits behind it: `LogitsCache` owns both.
+"""One model's KV cache with the logits computed on it, and the proxies that follow the target.
 
-A `LogitsCache` brings one model to a text, reads what follows, and knows which rows it has read
-already (also those behind a draft). A `Proxy` is a cache that stands at the canonical tokens of a
-text that grows in the target's tokens.
+A `LogitsCache` decodes the tokens that its model's KV cache lacks, returns the logits after any
+position, and keeps the most recent rows (those of a draft too). A `Proxy` is a cache positioned at
+the canonical tokens of a text that grows in the target's tokens.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from typing import Protocol
 
 import numpy as np
 
-from capt_local.alignment import Alignment, Back, CandidateQuery, CanonicalContext
+from capt_local.alignment import Alignment, CandidateQuery, CanonicalContext, EarlierRow
 from capt_local.decoding.combine import Candidates, softmax
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization import FloatArray, Row, Rows, TextTokenizer, Vocabulary, common_length
 
-# Rows of a prompt that lie this close together are read in one batch, the ones between them for
-# nothing: a batch more would cost more than a few rows.
+# Rows of a prompt at most this many tokens apart are computed in one batch together with the unused
+# rows between them: another batch would cost more than a few rows.
 _GAP = 8
-# Rows behind a text that are kept: healing needs a few, and some more save decoding tokens again
-# when a proxy's last tokens change over a short word.
+# Rows kept before the first missing one: healing needs a few, and some more save decoding tokens
+# again when a short word changes a proxy's last tokens.
 _KEPT_ROWS = 8
-# Of a text without a space the last tokens alone are taken for those that may change.
+# In a text without a space, only this many last tokens count as those that may still change.
 _LONGEST_TAIL = 12
 
 
 class LogitsCache:
-    """A model, the tokens in its KV cache, and the rows that follow them.
+    """A model, the tokens in its KV cache, and the logits after them.
 
     Args:
         role: "target", "expert" or "base", for messages.
-        model: the model; nobody else may move it.
+        model: the model; only this object may extend or rewind it.
 
     Attributes:
-        tokens: what the KV cache holds, which may be more than the text; do not change it.
+        tokens: the contents of the KV cache, which may go beyond the text; read only.
         decoded: tokens decoded so far.
         passes: calls that decoded them.
-        notices: what the user should know, each once.
-        exact: whether rows behind a text have the bits of tokens that are decoded one by one; else
-            several tokens come in batches as large as can be, as for a text that is known.
+        notices: messages for the user, each once.
+        exact: whether logits are bit for bit those of decoding token by token; otherwise several
+            tokens are decoded in batches as large as possible, as for a known text.
     """
 
     def __init__(self, role: str, model: Model) -> None:
@@ -54,17 +54,17 @@ class LogitsCache:
         self.exact = True
         self._made: Callable[[Rows], Row] | None = None
         self._path: list[int] = []  # the text that the rows belong to
-        self._rows: dict[int, Row] = {}  # by how many of its tokens they follow
+        self._rows: dict[int, Row] = {}  # by the number of its tokens before the row
 
-    def keep_as(self, made: Callable[[Rows], Row] | None) -> None:
-        """What is kept of each row; None: a view, which stands until the model decodes again."""
+    def set_row_transform(self, made: Callable[[Rows], Row] | None) -> None:
+        """Sets the function that makes a kept row of logits; None keeps views of them."""
         if made is not self._made:
             self._rows.clear()
             self._made = made
 
     def rewind(self, length: int) -> None:
-        """Holds at most the first `length` tokens; a model that cannot rewind is emptied."""
-        self._agree()
+        """Drops all tokens after the first `length`; all of them if the model cannot rewind."""
+        self._sync_with_model()
         if length >= len(self.tokens):
             return
         if self.model.rewind(length):
@@ -73,28 +73,28 @@ class LogitsCache:
             self.tokens.clear()
 
     def clear(self) -> None:
-        """Forgets every text."""
+        """Drops all tokens and rows."""
         self.rewind(0)
         self._rows.clear()
         self._path = []
 
     def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
-        """See `Model.set_adapter_scales`; what was read with other weights is forgotten."""
+        """See `Model.set_adapter_scales`; a change clears tokens and rows."""
         before = self.model.adapter_scales
         self.model.set_adapter_scales(scales)
         if self.model.adapter_scales != before:
             self.clear()
 
     def prefill(self, tokens: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, Rows]]:
-        """Reads a prompt in batches, and its rows on the way.
+        """Decodes a prompt in batches, and yields the logits at some of its positions.
 
         Args:
             tokens: the text.
-            wanted: after how many tokens a row is wanted, ascending, from 1; for none the cache
-                stays as it is.
+            wanted: token counts (ascending, from 1) after which logits are needed; if there are
+                none, nothing is decoded.
 
         Yields:
-            (count, logits after the first `count` tokens); a view until the next one.
+            (count, logits after the first `count` tokens); a view that the next one overwrites.
         """
         if not wanted:
             return
@@ -108,29 +108,29 @@ class LogitsCache:
             for count in group:
                 yield count, rows[count - start - 1]
 
-    def keep_row(self, tokens: Sequence[int], count: int, row: Row) -> None:
-        """Keeps what follows the first `count` tokens of a text that is in the KV cache."""
+    def store_row(self, tokens: Sequence[int], count: int, row: Row) -> None:
+        """Stores the logits after the first `count` tokens of a text that is in the KV cache."""
         if self._path != tokens:
             self._rows.clear()
             self._path = list(tokens)
         self._rows[count] = row if self._made is None else self._made(row)
 
     def has(self, tokens: Sequence[int], count: int = 1) -> bool:
-        """Whether the rows after the last `count` of these tokens are there."""
+        """Whether the rows after the last `count` prefixes of these tokens are stored."""
         return self._first_missing(tokens, count) is None
 
     def logits_for(
         self, tokens: Sequence[int], count: int = 1, stable: int | None = None
     ) -> list[Row]:
-        """What follows the last `count` prefixes of a text, decoded step by step where unknown.
+        """The logits after each of the last `count` prefixes of a text; missing ones are decoded.
 
         Args:
             tokens: the whole text.
             count: at least 1, at most `max_rows`.
-            stable: so many tokens will not change when the text grows; None: all.
+            stable: number of leading tokens that will not change as the text grows; None: all.
 
         Returns:
-            Rows, as `keep_as` makes them; the last follows all tokens.
+            Rows as converted by `set_row_transform`; the last one is after all tokens.
         """
         size, first = len(tokens), self._first_missing(tokens, count)
         if first is not None:
@@ -147,9 +147,9 @@ class LogitsCache:
         return None
 
     def _read(self, tokens: list[int], first: int, oldest: int, stable: int) -> None:
-        """Rows after `first` tokens and each further one.
+        """Computes the rows after `first` and more tokens.
 
-        Those of the same text from the one after `oldest` tokens on stay.
+        Stored rows of the same text are kept from the one after `oldest` tokens on.
         """
         same = common_length(self._path, tokens)
         self._rows = {
@@ -162,8 +162,8 @@ class LogitsCache:
             self.rewind(min(common_length(self.tokens, tokens), first - 1))
             self._step(tokens, first, len(tokens))
             return
-        # Its memory cannot forget: the running sequence holds what will not change, and the tail is
-        # read on a copy of it.
+        # This memory cannot be rewound: the running sequence holds the stable tokens alone, and the
+        # tail is decoded on a copy of it.
         stable = max(min(stable, len(tokens)), len(tokens) - _LONGEST_TAIL, 1)
         same = common_length(self.tokens, tokens)
         if same < len(self.tokens) or first <= same:
@@ -181,37 +181,37 @@ class LogitsCache:
             self._keep(found, len(tokens))
 
     def _step(self, tokens: Sequence[int], first: int, size: int) -> None:
-        """Decodes up to `size` tokens, with rows from the one after `first` on."""
+        """Decodes up to `size` tokens, with rows from the one after `first` tokens on."""
         now, rows = tokens[len(self.tokens) : size], max(0, size - first + 1)
-        # One token by `step` in any case: with those of other requests, where there are any.
+        # A single token always goes through `step`, which may batch it with other requests' tokens.
         together = not self.exact and len(now) > 1
         call = self.model.extend if together else self.model.step
         self._keep(self._decode(call, now, rows), size)
 
     def _keep(self, rows: Rows, size: int) -> None:
-        """Keeps rows of which the last follows `size` tokens."""
+        """Stores consecutive rows; the last one is after `size` tokens."""
         for back, row in enumerate(reversed(rows)):
             self._rows[size - back] = row if self._made is None else self._made(row)
 
     def _decode(
         self, call: Callable[[Sequence[int], int], Rows], tokens: Sequence[int], rows: int
     ) -> Rows:
-        self._agree()
+        self._sync_with_model()
         if self._made is None:
-            self._rows.clear()  # views that are overwritten now
+            self._rows.clear()  # views, which this call overwrites
         try:
             result = call(tokens, rows)
         finally:
-            # A failed call leaves the cache as it was, or empty where it cannot be taken back.
+            # A failed call leaves the cache as it was, or empty if the model cannot rewind.
             del self.tokens[self.model.position :]
         self.tokens += tokens
         self.decoded += len(tokens)
         self.passes += 1
         return result
 
-    def _agree(self) -> None:
-        # An interrupt between a call to the model and the line that takes it down leaves one of
-        # them behind the other.
+    def _sync_with_model(self) -> None:
+        # `tokens` and the model's position differ after an interrupt between a call to the model
+        # and the line that records it.
         known, there = len(self.tokens), self.model.position
         if there < known:
             del self.tokens[there:]
@@ -220,7 +220,7 @@ class LogitsCache:
 
 
 def _groups(wanted: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Splits ascending places where they lie apart, and after `size` rows."""
+    """Splits ascending positions where a gap is wide, and so that no group spans over `size`."""
     group: list[int] = []
     for place in wanted:
         if group and (place - group[-1] > _GAP or place - group[0] >= size):
@@ -231,26 +231,26 @@ def _groups(wanted: Sequence[int], size: int) -> Iterator[list[int]]:
         yield group
 
 
-def context_behind(prompt: Prompt, tokenizer: TextTokenizer) -> CanonicalContext:
-    """A proxy's tokens behind a prompt, for the answer that grows there."""
-    if not prompt.goes_on:
-        return CanonicalContext(tokenizer, prompt.tokens, start=prompt.starts_fresh)
+def context_after_prompt(prompt: Prompt, tokenizer: TextTokenizer) -> CanonicalContext:
+    """The context of a proxy after a prompt, to which the answer is appended."""
+    if not prompt.continues_text:
+        return CanonicalContext(tokenizer, prompt.tokens, start=prompt.starts_text)
     head = [token for segment in prompt.segments[:-1] for token in segment.tokens]
     return CanonicalContext(tokenizer, head, prompt.segments[-1].text or b"", start=True)
 
 
 class Proxy:
-    """Keeps a model at the canonical tokens of prompt + answer.
+    """An expert or base model at the canonical tokens of prompt + answer.
 
     Args:
-        cache: the model and what it has read.
+        cache: the model with its KV cache.
         tokenizer: of the model.
-        alignment: onto the target's tokens; None for a method that needs the logits alone.
-        follows_tokens: whether it takes the target's tokens as they are, as one vocabulary allows.
+        alignment: onto the leading model's tokens; None for a method that uses the logits alone.
+        shares_vocabulary: whether it has the leading model's vocabulary and uses its token ids.
 
     Attributes:
         cache: see above.
-        depth: how many pieces back the alignment looks.
+        depth: number of last pieces that token healing may replace.
     """
 
     def __init__(
@@ -259,13 +259,13 @@ class Proxy:
         tokenizer: TextTokenizer,
         alignment: Alignment | None,
         *,
-        follows_tokens: bool = False,
+        shares_vocabulary: bool = False,
     ) -> None:
         self.cache = cache
         self.depth = alignment.depth if alignment else 0
         self._alignment = alignment
-        self._follows_tokens = follows_tokens or (
-            alignment is not None and alignment.follows_tokens
+        self._follows_tokens = shares_vocabulary or (
+            alignment is not None and alignment.shares_vocabulary
         )
         self._tokenizer = tokenizer
         self._context = CanonicalContext(tokenizer, (), start=False)
@@ -289,21 +289,21 @@ class Proxy:
 
     @property
     def stable(self) -> int:
-        """Tokens that stay as they are when the text grows."""
+        """Number of leading tokens that no further text can change."""
         return len(self.tokens) if self._follows_tokens else self._context.stable
 
     def start(self, prompt: Prompt) -> None:
-        """Takes a prompt; decodes nothing yet. What the KV cache shares with it is kept."""
-        self.cache.keep_as(softmax if self._alignment else np.copy)
+        """Sets the prompt; decodes nothing yet and keeps the KV cache."""
+        self.cache.set_row_transform(softmax if self._alignment else np.copy)
         if self._follows_tokens:
             self._context = CanonicalContext(self._tokenizer, prompt.tokens, start=False)
         else:
-            self._context = context_behind(prompt, self._tokenizer)
+            self._context = context_after_prompt(prompt, self._tokenizer)
 
     def append(self, token: int, piece: bytes, before: Sequence[int] = ()) -> None:
-        """Follows one token of the leading model and its bytes. Decodes nothing yet: see `sync`.
+        """Appends one token of the leading model, by its bytes. Decodes nothing: see `sync`.
 
-        `before` are the tokens in front of it which some of these bytes are of.
+        `before` are earlier tokens of the leading model whose bytes `piece` holds too.
         """
         if self._follows_tokens:
             self._context.tokens += [*before, token]
@@ -315,36 +315,36 @@ class Proxy:
                 notices.append(notice)
 
     def keeps_tokens(self, text: bytes) -> bool:
-        """Whether its tokens so far stay when this text follows.
+        """Whether appending this text leaves the tokens so far unchanged.
 
-        They change where the boundary in front of that text lies inside a longer piece.
+        It does not if a piece of the new tokenization spans the boundary.
         """
         return self._follows_tokens or self.context().append(text) >= len(self.tokens)
 
     def context(self) -> CanonicalContext:
-        """A copy of the tokens of prompt and answer, to go on from or to `restore`."""
+        """A copy of the context, to append to or to `restore`."""
         return self._context.copy()
 
     def restore(self, saved: CanonicalContext) -> None:
-        """Goes back to a text, or to one that began like it."""
+        """Replaces the context by a saved one; the KV cache is rewound when it is next used."""
         self._context = saved.copy()
 
-    def wanted_rows(self) -> list[int]:
-        """After how many tokens rows are needed: after the last pieces that may be healed."""
+    def needed_positions(self) -> list[int]:
+        """Positions (token counts) whose logits `probability` needs: the last and healable ones."""
         size = len(self.tokens)
         return list(range(size - len(self._context.rests(self.depth)), size + 1))
 
     def sync(self) -> None:
-        """Brings the model to the text and keeps the rows that `probability` needs."""
-        self._rows = self.cache.logits_for(self.tokens, len(self.wanted_rows()), self.stable)
+        """Decodes the text's missing tokens and gets the rows that `probability` needs."""
+        self._rows = self.cache.logits_for(self.tokens, len(self.needed_positions()), self.stable)
 
     def read_ahead(self, tokens: Sequence[int], pieces: Sequence[bytes]) -> None:
-        """Reads in one batch what the next positions need if these tokens of the target come.
+        """Decodes in one batch the rows needed if these drafted tokens of the target are accepted.
 
-        Positions at which the proxy's tokens are no prefix of those behind the draft (it ends
-        inside one of them) are read when they are reached.
+        Where the proxy's tokens so far are not a prefix of those after the draft (a piece spans
+        the boundary), rows are decoded when their position is reached.
         """
-        first, size = self.wanted_rows()[0], len(self.tokens)
+        first, size = self.needed_positions()[0], len(self.tokens)
         if self._follows_tokens:
             path = [*self.tokens, *tokens]
         else:
@@ -358,24 +358,24 @@ class Proxy:
                     if context.tokens[:size] != self.tokens:
                         break
                     path = list(context.tokens)
-        # Of a text that may not fit the answer may still be another one, and fit.
+        # Cut, not refused: the draft may be rejected, and the answer then still fits.
         model = self.cache.model
         path = path[: min(first - 1 + model.max_rows, model.context_limit)]
         if len(path) >= size:
             self.cache.logits_for(path, len(path) - first + 1, self.stable)
 
     def probability(self, query: CandidateQuery) -> FloatArray:
-        """Probability of each token in query, shape (n,); `sync` comes first."""
+        """Probability of each token in query, shape (n,); call `sync` first."""
         size, rows = len(self.tokens), self._rows
         back = [
-            Back(rows[-1 - number], self.tokens[size - number], rest)
+            EarlierRow(rows[-1 - number], self.tokens[size - number], rest)
             for number, rest in enumerate(self._context.rests(self.depth), start=1)
         ]
         return self.alignment.probability(query, rows[-1], back)
 
     @property
     def row(self) -> Row:
-        """What follows the text, over the proxy's own vocabulary, shape (vocabulary,).
+        """The row after the text, over the proxy's own vocabulary, shape (vocabulary,).
 
         Probabilities, or without an alignment logits.
         """
@@ -385,9 +385,9 @@ class Proxy:
 def queries(
     own: Candidates, proxies: Sequence[Proxy], *, start: bool = False
 ) -> Mapping[int, CandidateQuery]:
-    """What is asked about the candidates, by the identity of the alignment that proxies share.
+    """The query for the candidates under each alignment, by `id` of the alignment.
 
-    `start` is whether an answer begins whose leading space is the tokenizer's own.
+    `start`: the answer begins here, and its leading space is added by the tokenizer.
     """
     prior = np.exp(own.logp)
     return {
@@ -399,25 +399,25 @@ def queries(
 def proxy_logps(
     own: Candidates,
     proxies: Sequence[Proxy],
-    asked: Mapping[int, CandidateQuery],
-    said: Sequence[FloatArray],
+    by_alignment: Mapping[int, CandidateQuery],
+    probabilities: Sequence[FloatArray],
 ) -> FloatArray:
-    """What k proxies say about the candidates, as logarithms, shape (k, n), from probabilities.
+    """Log-probabilities of the candidates under k proxies, shape (k, n), from probabilities (n,).
 
-    Where the proxies have no say on a token (a control token of the target), they are taken to say
-    what the target says: its contrast is 0. For the floor that is added see `alignment.FLOOR`.
+    A token that is not aligned (a control token of the target) gets the target's log-probability
+    under every proxy, so that its contrast is 0. For the floor see `alignment.FLOOR`.
     """
     if not proxies:
         return np.empty((0, len(own.tokens)))
-    rows = np.array(said)
+    rows = np.array(probabilities)
     rows += max(each.alignment.floor for each in proxies)
     np.log(rows, out=rows)
-    aligned = functools.reduce(np.logical_and, (query.aligned for query in asked.values()))
+    aligned = functools.reduce(np.logical_and, (query.aligned for query in by_alignment.values()))
     return rows if aligned.all() else np.where(aligned, rows, own.logp)
 
 
 class Model(Protocol):
-    """What the decoder needs of a model: one running sequence of tokens in its KV cache.
+    """The interface of a model to the decoder: one running sequence of tokens in its KV cache.
 
     Logits are rows of float32 over the vocabulary, unnormalised (nats). A row is a view into memory
     that the next call to the same model overwrites.
@@ -427,9 +427,9 @@ class Model(Protocol):
         position: tokens in the KV cache now.
         max_rows: the most logit rows that one call can return.
         size: bytes of its weights.
-        can_rewind: whether the memory can forget a part; see `rewind`.
-        batch_floor: how `step` gives a token the same bits whatever comes with it. 0: in batches of
-            any size; 1: one by one; more: in batches of at least so many.
+        can_rewind: whether the end of the sequence can be dropped; see `rewind`.
+        batch_floor: the batch sizes with which `step` is deterministic. 0: any size; 1: one token
+            at a time; n > 1: at least n tokens, padded if need be.
         adapter_scales: weights of the LoRA adapters on the model, in their order.
     """
 
@@ -457,16 +457,16 @@ class Model(Protocol):
     @property
     def adapter_scales(self) -> tuple[float, ...]: ...
 
-    def price(self, count: int) -> float:
-        """What a batch of so many tokens costs here, in batches of one, as far as is known."""
+    def batch_cost(self, count: int) -> float:
+        """Estimated time of a batch of `count` tokens, in multiples of a batch of one token."""
         ...
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS.
 
-        With `special`, control tokens written out in `text` become those tokens; without, they
-        stay text, except USER_DEFINED ones, which llama.cpp always matches. A tokenizer that puts
-        a space before a text does so here too.
+        With `special`, the names of control tokens in `text` become those tokens; without, they
+        stay text, except USER_DEFINED ones, which llama.cpp always matches. A tokenizer with
+        `add_space_prefix` adds that space here too.
         """
         ...
 
@@ -478,8 +478,7 @@ class Model(Protocol):
             rows: 0 to min(len(tokens), max_rows).
 
         Returns:
-            Shape (rows, vocabulary), the last row being what follows all tokens. Every value is
-            finite.
+            Shape (rows, vocabulary); the last row is after all tokens. Every value is finite.
 
         Raises:
             ContextOverflow: the tokens do not fit; nothing was appended.
@@ -488,7 +487,7 @@ class Model(Protocol):
         ...
 
     def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """As `extend`, with the bits that these tokens have when they are appended one by one."""
+        """As `extend`, with logits bit for bit those of appending the tokens one by one."""
         ...
 
     def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
@@ -498,18 +497,18 @@ class Model(Protocol):
     def rewind(self, length: int) -> bool:
         """Drops all tokens from position `length` on.
 
-        False where the model's memory cannot forget a part (sliding window, recurrent): then the
-        whole sequence has been dropped (`position` is 0) and must be computed again.
+        False if the memory cannot be rewound (sliding window, recurrent state): then the whole
+        sequence has been dropped (`position` is 0) and must be decoded again.
         """
         ...
 
     def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
-        """Gives the adapters other weights; where they change, the whole sequence is dropped.
+        """Sets the scales of the LoRA adapters; a change drops the whole sequence.
 
-        None is for those that the model was loaded with.
+        None: the scales that the model was loaded with.
 
         Raises:
-            UsageError: there are not as many as adapters.
+            UsageError: the number of scales is not that of the adapters.
         """
         ...
 

@@ -1,7 +1,7 @@
-"""From tokens to text: reasoning apart from the answer, stop strings, loops, and where it ends.
+"""From tokens to text: reasoning and answer, stop strings, repetition, and the end of the output.
 
-Markers are looked for in the bytes that tokens stand for (a control token stands for its name), at
-whatever places the tokens divide them. Reasoning comes first: markers inside an answer are text.
+Markers are searched in the bytes of the output (a control token counts as its name), wherever token
+boundaries lie. Reasoning comes before the answer: markers inside an answer are text.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ class Section(Enum):
 
     BEGINNING = "beginning"
     REASONING = "reasoning"
-    GAP = "gap"  # line ends between reasoning and answer belong to neither
+    GAP = "gap"  # newlines between reasoning and answer, which belong to neither
     ANSWER = "answer"
 
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """What a token adds: bytes of the reasoning or of the answer."""
+    """The bytes that a token adds to the reasoning or the answer."""
 
     text: bytes
     reasoning: bool = False
 
 
 class ReasoningParser:
-    """Divides one stream into reasoning and answer.
+    """Splits the output into reasoning and answer.
 
     Args:
-        markers: of the model; None where all of the output is the answer.
-        opened: whether the template has already written the marker that opens the reasoning.
+        markers: of the model; None if all of the output is the answer.
+        opened: whether the prompt ends with the marker that begins the reasoning.
 
     Attributes:
-        section: what the stream has reached.
-        closer: the marker that ends the answer, where the model has begun it with one.
+        section: the part of the output reached so far.
+        closer: the marker that ends the answer, if the model began the answer with a marker.
     """
 
     def __init__(self, markers: ReasoningMarkers | None, *, opened: bool = False) -> None:
@@ -50,7 +50,7 @@ class ReasoningParser:
         self.section = Section.REASONING if opened else Section.BEGINNING
         if markers is None:
             self.section = Section.ANSWER
-        self._fresh = opened  # whether no reasoning has come since the marker
+        self._fresh = opened  # whether there was no reasoning text since the marker
         self._buffer = b""
         self._is_text = b""  # for each byte of the buffer: 1 text, 0 the name of a control token
 
@@ -63,10 +63,10 @@ class ReasoningParser:
     def for_prompt(
         cls, prompt: Prompt, vocabulary: Vocabulary, *, structured: bool
     ) -> ReasoningParser:
-        """For the answer to a prompt.
+        """The parser of the answer to a prompt.
 
-        Before an answer that a schema constrains (`structured`), only reasoning that the template
-        has opened comes.
+        Before a `structured` answer, one constrained by a schema, there is only such reasoning as
+        the template has begun.
         """
         if prompt.markers is None or not prompt.segments or prompt.segments[-1].text is not None:
             return cls(None)
@@ -76,11 +76,11 @@ class ReasoningParser:
 
     @property
     def in_broken_marker(self) -> bool:
-        """Whether reasoning was ended by a control token, unless what comes next is `expects`."""
+        """Whether reasoning is followed by a control token that begins an incomplete marker."""
         return self.section is Section.REASONING and b"\0" in self._is_text
 
     def expects(self, spelled: bytes) -> bool:
-        """Whether bytes that come next would go on with a marker, or be all of one."""
+        """Whether the next bytes would continue or complete a marker."""
         text = self._buffer + spelled
         if self.section is Section.ANSWER:
             return False
@@ -107,16 +107,16 @@ class ReasoningParser:
         return TextPart(text, self.section is Section.REASONING)
 
     def _openers(self) -> list[bytes]:
-        """The markers that may stand here, before the answer."""
+        """The markers that may occur here, before the answer."""
         answers = [begin for begin, _ in self.markers.answers]
         if self.section is Section.GAP:
             return answers
         return [*(marker for marker, _ in self.markers.begin), *answers]
 
     def _begin(self) -> TextPart:
-        """Markers in front of the answer, or its first bytes."""
+        """Handles markers before the answer, or its first bytes."""
         in_gap = self.section is Section.GAP
-        if in_gap:  # line ends behind reasoning belong to nothing
+        if in_gap:  # newlines after reasoning are dropped
             self._release(len(self._buffer) - len(self._buffer.lstrip(b"\n")))
         front = self._buffer.lstrip()
         for marker in self._openers():
@@ -131,7 +131,7 @@ class ReasoningParser:
         return TextPart(self._release(len(self._buffer)))
 
     def _reason(self) -> TextPart:
-        """Reasoning up to its end marker, or up to what may become one."""
+        """Returns reasoning up to its end marker, or up to a possible beginning of one."""
         text = b""
         while found := [
             (place, marker, reasons)
@@ -142,7 +142,7 @@ class ReasoningParser:
             text += self._released_reasoning(place)
             self._pass(len(marker), reasons)
             if not reasons:
-                # Behind reasoning, the first bytes of the answer come with the next token.
+                # A part is reasoning or answer: the answer's first bytes wait for the next token.
                 return TextPart(text, True) if text else self._begin()
         keep = max(overlap(self._buffer, marker) for marker, _ in self.markers.within)
         return TextPart(text + self._released_reasoning(len(self._buffer) - keep), True)
@@ -169,11 +169,11 @@ class ReasoningParser:
 
 
 class StopStrings:
-    """Passes bytes through until a stop string comes; buffers what might begin one.
+    """Passes bytes through up to the first stop string; holds back a possible beginning of one.
 
     Attributes:
         stops: the strings, none of them empty.
-        found: whether one of them has come.
+        found: whether one of them has occurred.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -198,21 +198,21 @@ class StopStrings:
         return text
 
 
-# Two rules for an answer that repeats itself without end, chosen so that nothing people wrote in
-# twelve files of clinical and general text (1,970 notes, dialogues, questions and articles) breaks
-# them, by a margin. The last _SPAN bytes or more are one unit, _COPIES times or more: the longest
-# such end in those texts has 98 bytes.
+# Two rules detect endless repetition. None of 1,970 human texts (notes, dialogues, questions and
+# articles in twelve files, clinical and general) triggers them, by a margin. First: at least the
+# last _SPAN bytes are at least _COPIES copies of one unit; in those texts such an ending has 98
+# bytes at most.
 _SPAN, _COPIES = 160, 3
-# And of the last _WINDOW words at least _REPEATED end a sequence of three words that came at least
-# twice before: 26 at most in those texts, in clinical ones 14. This finds loops whose turns differ
-# in a word or a number. It is not for structured answers, which repeat their keys.
+# Second: at least _REPEATED of the last _WINDOW words end a trigram that occurred at least twice
+# before; in those texts at most 26 do, in clinical ones 14. This finds loops whose copies differ
+# in a word or a number. It is off for structured answers, which repeat their keys.
 _WINDOW, _REPEATED = 64, 34
 _TAIL = 48
 _LONGEST_UNIT = 2000
 
 
 class RepetitionDetector:
-    """Finds out whether a text repeats itself without end, by `words` too or by units alone."""
+    """Detects endless repetition: of identical units, and with `words` also of trigrams."""
 
     def __init__(self, *, words: bool = True) -> None:
         self.found = False
@@ -250,21 +250,21 @@ class RepetitionDetector:
 
 
 class AnswerStream:
-    """The text of one answer as its tokens, of the leading model, come.
+    """The text of one answer, fed token by token.
 
     Args:
         vocabulary: of the leading model.
         stops: strings that end the answer; reasoning may contain them.
         parser: finds the reasoning; None: there is none.
-        turn_ends: further tokens that end the answer, since the template writes them behind one.
-        repetition: None where loops are let run.
+        turn_ends: further end tokens: those that the template writes after an answer.
+        repetition: the detector; None lets repetition continue.
 
     Attributes:
-        notices: what the user should know.
-        proxy_text: what proxies read of the last token where they do not read reasoning; None
-            for nothing.
-        tokens_before: the tokens in front of the last one which some of `proxy_text` is of: at
-            first they might have begun a marker.
+        notices: messages for the user.
+        proxy_text: the bytes that the proxies read for the last token, if they do not read
+            reasoning; None: nothing.
+        tokens_before: earlier tokens whose bytes `proxy_text` holds too; they were held back as
+            the possible beginning of a marker.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class AnswerStream:
         self.notices: list[str] = []
         self.proxy_text: bytes | None = None
         self.tokens_before: list[int] = []
-        self._unread: list[int] = []  # tokens that may yet be a marker
+        self._unread: list[int] = []  # held back: tokens that may be part of a marker
 
     @property
     def in_reasoning(self) -> bool:
@@ -306,10 +306,10 @@ class AnswerStream:
         return self._repetition is not None and self._repetition.found
 
     def ends(self, token: int) -> bool:
-        """Whether a token ends the output here; such a token is not fed.
+        """Whether a token ends the output here; such a token must not be fed.
 
-        An end token of the vocabulary or of the template does, and any other control token that
-        is no part of a reasoning marker. A notice names a token of the last kind.
+        End tokens of the vocabulary or the template do, and any other control token outside
+        reasoning markers; a notice names the latter.
         """
         parser, piece = self._parser, self._vocabulary.piece(token)
         if parser.expects(piece):
@@ -336,7 +336,7 @@ class AnswerStream:
             self.notices.append(notice)
 
     def feed(self, token: int, text: bytes) -> TextPart:
-        """Takes the next token, not one that `ends` the output, and what it adds as text."""
+        """Feeds the next token, which does not end the output (`ends`), and its text."""
         if self._repetition is not None:
             self._repetition.feed(text)
         is_text = bool(self._vocabulary.is_text[token])
@@ -355,9 +355,9 @@ class AnswerStream:
         return part if part.reasoning else TextPart(self._stops.feed(part.text))
 
     def flush(self, part: TextPart | None = None) -> TextPart:
-        """The last part with the rest of the buffers behind it.
+        """The last part, with the buffered bytes appended.
 
-        Answer text behind a part that is reasoning does not go into it: `rest` has that.
+        Buffered answer text is not appended to a part that is reasoning: `rest` returns it.
         """
         if self._parser.section is Section.REASONING:
             text = self._parser.flush().text
@@ -367,17 +367,17 @@ class AnswerStream:
         return TextPart((part.text if part else b"") + self.rest())
 
     def rest(self) -> bytes:
-        """The bytes of the answer that no part has brought."""
+        """The bytes of the answer that are still buffered."""
         part = self._parser.flush()
         return (b"" if part.reasoning else self._stops.feed(part.text)) + self._stops.flush()
 
 
 def _goes_on(text: bytes, markers: Iterable[bytes]) -> bool:
-    """Whether a text is the beginning of a marker, or begins with one."""
+    """Whether a text is a prefix of a marker, or a marker a prefix of the text."""
     return any(marker.startswith(text) or text.startswith(marker) for marker in markers)
 
 
 def overlap(text: bytes, marker: bytes) -> int:
-    """Length of the longest end of a text that is a proper beginning of a marker."""
+    """Length of the longest suffix of a text that is a proper prefix of a marker."""
     sizes = range(min(len(marker) - 1, len(text)), 0, -1)
     return next((size for size in sizes if text.endswith(marker[:size])), 0)

@@ -1,6 +1,6 @@
 """Drawing a token from a distribution. Pure arrays, in llama.cpp's order of filters.
 
-Repetition penalty, then top-k, top-p and min-p on the distribution as it is, then temperature.
+Repetition penalty, then top-k, top-p and min-p at temperature 1, then temperature.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def penalised(
 
 
 def filtered(scores: FloatArray, options: SampleOptions) -> npt.NDArray[np.intp]:
-    """Places of the log-scores, shape (n,), that top-k, top-p and min-p leave, likeliest first."""
+    """Indices of the log-scores, shape (n,), that top-k, top-p and min-p keep, likeliest first."""
     order = np.argsort(-scores, kind="stable")
     if options.top_k:
         order = order[: options.top_k]
     shares = np.exp(scores[order] - scores[order[0]])
     if options.top_p < 1.0:
-        # The token that reaches top-p is the last one kept, so the shares before it are compared.
+        # The token that crosses top-p is kept, so the sum before each token is compared.
         before = (np.cumsum(shares) - shares) / shares.sum()
         keep = int(np.count_nonzero(before < options.top_p))
         order, shares = order[:keep], shares[:keep]
@@ -51,7 +51,7 @@ def likeliest(
     options: SampleOptions,
     mask: BoolArray | None = None,
 ) -> int:
-    """The place of the likeliest token after the penalty; see `choose`."""
+    """The index of the likeliest token after the penalty; see `choose`."""
     scores = penalised(tokens, logp, recent, options)
     return int((scores if mask is None else np.where(mask, scores, -np.inf)).argmax())
 
@@ -64,7 +64,7 @@ def choose(
     rng: np.random.Generator,
     mask: BoolArray | None = None,
 ) -> int:
-    """Draws the next token; at temperature 0 the likeliest, the lowest id of equals.
+    """Samples the next token; at temperature 0 the likeliest one (ties: the lowest id).
 
     Args:
         tokens: ascending ids, shape (n,).
@@ -75,7 +75,7 @@ def choose(
         mask: which tokens may be drawn, at least one, shape (n,); None: all.
 
     Returns:
-        The place of the chosen token in `tokens`.
+        The index of the chosen token in `tokens`.
     """
     if options.temperature == 0.0:
         return likeliest(tokens, logp, recent, options, mask)

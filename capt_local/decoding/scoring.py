@@ -1,7 +1,7 @@
-"""Log-likelihoods of known text and of given answers, and which of several answers is chosen.
+"""Log-likelihoods of known text and of given answers, and multiple choice by log-likelihood.
 
-A known text is a draft that is always right: the models read the next tokens in one batch each,
-and each token is then looked up in the distribution at its place, as an answer is generated.
+A known text is decoded like a draft that is always accepted: each model decodes the next tokens in
+one batch, and each token's log-probability is taken from the distribution at its position.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from capt_local.decoding.baselines import log_mass
 from capt_local.decoding.combine import Distribution
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.prompt_weights import Evidence, prefill
-from capt_local.decoding.proxy import LogitsCache, context_behind
+from capt_local.decoding.proxy import LogitsCache, context_after_prompt
 from capt_local.errors import Cancelled, ContextOverflow, UnspellableText, UsageError
 from capt_local.prompting.build import build_raw
 from capt_local.prompting.messages import Prompt, Segment
@@ -29,9 +29,9 @@ from capt_local.tokenization import TextTokenizer, UnspellableByte, Vocabulary
 Cancel = Callable[[], bool]
 Tokenizers = Mapping[str, TextTokenizer]
 
-# A word of the target may take a few tokens of a proxy; a window ends before that can overflow.
+# A token of the target may take a few tokens of a proxy: a window ends this many tokens early.
 MARGIN = 32
-_END = -1  # among the tokens that are wanted at a position
+_END = -1  # stands for "the answer ends here" among the tokens to score
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TextScore:
         nats: -log p of the tokens.
         tokens: of the target.
         size: bytes of the text.
-        windows: how often the text was begun afresh because the context was full.
+        windows: number of windows, each with an empty context, that the text was split into.
     """
 
     nats: float
@@ -75,7 +75,7 @@ def score_text(
     nats, windows, evidence = 0.0, 0, None
     for place, token in enumerate(tokens):
         if not place or ensemble.tokens_left <= MARGIN:
-            prompts = opening(ensemble.models, tokenizers, first=not place)
+            prompts = empty_prompts(ensemble.models, tokenizers, first=not place)
             ensemble.start(prompts, MARGIN + 1, exact=False)
             windows += 1
             if ensemble.mixes and evidence is None:
@@ -90,38 +90,40 @@ def score_text(
     return TextScore(nats, len(tokens), len(text), windows)
 
 
-def opening(
+def empty_prompts(
     models: Iterable[LogitsCache], tokenizers: Tokenizers, *, first: bool = True
 ) -> dict[str, Prompt]:
-    """What stands in front of a text: prompts of one token, by role.
+    """Prompts of one token (BOS) before a text that is scored from its beginning, by role.
 
-    `first` is whether the text itself begins there, with the space that some tokenizers put in
-    front, rather than a window of it.
+    `first`: the beginning of the text follows, with the tokenizer's leading space, and not a
+    later window of it.
     """
     prompts = {}
     for each in models:
         vocabulary = each.model.vocabulary
-        # BOS, or for models without one what ends a document.
+        # BOS, or for models without one the first end-of-generation token.
         token = vocabulary.bos if vocabulary.bos is not None else int(vocabulary.end_ids[0])
-        lead = tokenizers[each.role].lead if first else b""
-        prompts[each.role] = Prompt((Segment((token,)),), starts_fresh=first, lead=lead)
+        leading_space = tokenizers[each.role].leading_space if first else b""
+        prompts[each.role] = Prompt(
+            (Segment((token,)),), starts_text=first, leading_space=leading_space
+        )
     return prompts
 
 
 def _distribution(ensemble: Ensemble, ahead: Sequence[int], cancel: Cancel | None) -> Distribution:
     if cancel is not None and cancel():
         raise Cancelled("The scoring was stopped.")
-    ensemble.read_known(ahead)
+    ensemble.read_known_text(ahead)
     return ensemble.distribution()
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a distribution gives to a token, or to the end.
+    """The score of a token, or of the end, under a distribution.
 
     Attributes:
         logp: log-probability, in nats.
-        likeliest: whether nothing else that might have come is likelier.
+        likeliest: whether it is the likeliest of all possible tokens.
     """
 
     logp: float
@@ -134,17 +136,16 @@ def score_paths(
     paths: Sequence[tuple[int, ...]],
     *,
     end: bool,
-    given: bytes = b"",
+    prefix: bytes = b"",
     cancel: Cancel | None = None,
 ) -> list[list[Event]]:
-    """What is given to each token of some lists behind a prompt, and with `end` to the end of each.
+    """Scores each token of some token sequences after a prompt, and with `end` the end of each.
 
-    The prompt is decoded once, and so is what the lists have in common at their beginnings.
-    `given` are bytes that the first token begins with, whatever it is; `cancel` is asked at every
-    position.
+    The prompt and common prefixes of the sequences are decoded once. The first token is scored
+    given that it begins with the bytes `prefix`; `cancel` is called at every position.
 
     Raises:
-        Cancelled: `cancel` said so.
+        Cancelled: `cancel` returned true.
         ContextOverflow: the prompt does not fit.
     """
     wanted: dict[tuple[int, ...], set[int]] = {}
@@ -162,7 +163,7 @@ def score_paths(
             if before not in known:
                 ahead = path[place : len(path) - (not end)]
                 here = _distribution(ensemble, ahead, cancel)
-                known[before] = _events(here, wanted[before], vocabulary, b"" if place else given)
+                known[before] = _events(here, wanted[before], vocabulary, b"" if place else prefix)
             if place < len(path):
                 ensemble.advance(path[place])
     return [
@@ -172,20 +173,20 @@ def score_paths(
 
 
 def _events(
-    here: Distribution, wanted: Iterable[int], vocabulary: Vocabulary, given: bytes
+    here: Distribution, wanted: Iterable[int], vocabulary: Vocabulary, prefix: bytes
 ) -> dict[int, Event]:
-    """Everything that is wanted at one position."""
+    """The scores of the wanted tokens at one position."""
     likeliest, total = int(here.candidates.tokens[here.logp.argmax()]), 0.0
-    if given:
-        begins = [token for token, one in enumerate(vocabulary.pieces()) if one.startswith(given)]
+    if prefix:
+        begins = [token for token, one in enumerate(vocabulary.pieces()) if one.startswith(prefix)]
         allowed = np.array([each for each in begins if vocabulary.is_text[each]], dtype=np.int32)
         found = here.token_logps(allowed)
         likeliest, total = int(allowed[found.argmax()]), log_mass(found)
     tokens = [token for token in wanted if token != _END]
-    said = here.token_logps(np.array(tokens, dtype=np.int32))
+    logps = here.token_logps(np.array(tokens, dtype=np.int32))
     events = {
         token: Event(float(logp) - total, token == likeliest)
-        for token, logp in zip(tokens, said, strict=True)
+        for token, logp in zip(tokens, logps, strict=True)
     }
     if _END in wanted:
         ends = here.token_logps(vocabulary.end_ids)
@@ -193,8 +194,8 @@ def _events(
     return events
 
 
-class Choosing(StrEnum):
-    """By which log-likelihood one of several answers is chosen: whole, per byte, or per token."""
+class ChoiceCriterion(StrEnum):
+    """The log-likelihood that a choice is made by: total, per byte, or per token."""
 
     LIKELIHOOD = "likelihood"
     PER_BYTE = "per-byte"
@@ -209,8 +210,8 @@ class AnswerScore:
         nats: -log p of the answer.
         tokens: of the target; the end is not counted.
         size: bytes of the answer.
-        greedy: whether each token was the likeliest (of those that begin with the bytes of the
-            prompt that it goes on from), so that generating would have given the answer.
+        greedy: whether each token was the likeliest (the first one given the bytes of the prompt
+            that it begins with), so that greedy decoding would generate the answer.
     """
 
     nats: float
@@ -220,8 +221,8 @@ class AnswerScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """One of several answers: the index of the first of equals, and the score of each."""
+class ChoiceScores:
+    """The chosen one of several answers (ties: the first), and the score of each."""
 
     index: int
     scores: tuple[AnswerScore, ...]
@@ -232,8 +233,8 @@ class Chosen:
         return tuple(-score.nats for score in self.scores)
 
 
-class Answers:
-    """Judges given answers to one prompt; `cancel` is asked at every token."""
+class AnswerScorer:
+    """Scores given answers to one prompt; `cancel` is called at every token."""
 
     def __init__(
         self,
@@ -248,48 +249,50 @@ class Answers:
         self._cancel = cancel
 
     def scores(self, answers: Sequence[bytes], *, end: bool = False) -> tuple[AnswerScore, ...]:
-        """Log-likelihood of each answer in the target's tokens, canonical behind the prompt.
+        """Log-likelihood of each answer's canonical tokens after the prompt.
 
-        The weights of the contrast come from the prompt, as when generating. The prompt, and what
-        answers have in common, is decoded once.
+        The mixture weights come from the prompt, as in generation. The prompt and common prefixes
+        of the answers are decoded once.
 
         Args:
             answers: UTF-8, none of them empty.
-            end: whether it counts that the answer ends there: any end token.
+            end: whether to add the log-probability that the answer ends (any end token).
 
         Raises:
             UsageError: an answer is empty or not UTF-8.
             UnspellableText: the vocabulary cannot spell an answer.
             ContextOverflow: prompt and answer do not fit; nothing was computed.
-            Cancelled: `cancel` said so.
+            Cancelled: `cancel` returned true.
         """
         places = [self._place(answer) for answer in answers]
         groups: dict[tuple[tuple[int, ...], bytes], list[int]] = {}
         for number, placed in enumerate(places):
-            key = (placed.prompts[self._ensemble.leader.role].tokens, placed.given)
+            key = (placed.prompts[self._ensemble.leader.role].tokens, placed.prefix)
             groups.setdefault(key, []).append(number)
         scores: dict[int, AnswerScore] = {}
         for numbers in groups.values():
             first = places[numbers[0]]
             paths = [places[number].tokens for number in numbers]
             found = score_paths(
-                self._ensemble, first.prompts, paths, end=end, given=first.given,
+                self._ensemble, first.prompts, paths, end=end, prefix=first.prefix,
                 cancel=self._cancel,
             )  # fmt: skip
-            for number, path, said in zip(numbers, paths, found, strict=True):
+            for number, path, path_scores in zip(numbers, paths, found, strict=True):
                 scores[number] = AnswerScore(
-                    nats=-math.fsum(one.logp for one in said),
+                    nats=-math.fsum(one.logp for one in path_scores),
                     tokens=len(path),
                     size=len(answers[number]),
-                    greedy=all(one.likeliest for one in said),
+                    greedy=all(one.likeliest for one in path_scores),
                 )
         return tuple(scores[number] for number in range(len(answers)))
 
-    def choose(self, choices: Sequence[bytes], how: Choosing = Choosing.LIKELIHOOD) -> Chosen:
+    def choose(
+        self, choices: Sequence[bytes], how: ChoiceCriterion = ChoiceCriterion.LIKELIHOOD
+    ) -> ChoiceScores:
         """Chooses one of several different answers.
 
-        The end of an answer counts where one choice is the beginning of another: without its end
-        the shorter one is never less likely.
+        If one choice is a prefix of another, the ends of all are scored too: otherwise the shorter
+        one would never be less likely.
 
         Raises:
             UsageError: there are no choices, or two are the same, or as for `scores`.
@@ -299,20 +302,20 @@ class Answers:
             raise UsageError("There are no choices.")
         if len(set(choices)) < len(choices):
             raise UsageError("Two choices are the same.")
-        ordered = sorted(choices)  # then what begins with a choice stands right behind it
+        ordered = sorted(choices)  # a choice is directly followed by one that it is a prefix of
         nested = any(after.startswith(one) for one, after in itertools.pairwise(ordered))
         scores = self.scores(choices, end=nested)
         match how:
-            case Choosing.LIKELIHOOD:
+            case ChoiceCriterion.LIKELIHOOD:
                 rates = [-score.nats for score in scores]
-            case Choosing.PER_BYTE:
+            case ChoiceCriterion.PER_BYTE:
                 rates = [-score.nats / score.size for score in scores]
-            case Choosing.PER_TOKEN:
+            case ChoiceCriterion.PER_TOKEN:
                 rates = [-score.nats / score.tokens for score in scores]
-        return Chosen(max(range(len(rates)), key=rates.__getitem__), scores)
+        return ChoiceScores(max(range(len(rates)), key=rates.__getitem__), scores)
 
-    def _place(self, answer: bytes) -> _Placed:
-        """The tokens of an answer behind the prompt, known to fit."""
+    def _place(self, answer: bytes) -> _AnswerTokens:
+        """Tokenizes an answer after the prompt and checks that it fits."""
         if not answer:
             raise UsageError("An answer is empty.")
         try:
@@ -328,7 +331,7 @@ class Answers:
         counts = {role: len(placed.prompts[role].tokens) + len(placed.tokens)}
         for other, prompt in self._prompts.items():
             if other != role:
-                context = context_behind(prompt, self._tokenizers[other])
+                context = context_after_prompt(prompt, self._tokenizers[other])
                 context.append(answer)
                 counts[other] = len(context.tokens)
         limits = {each.role: each.model.context_limit for each in self._ensemble.models}
@@ -337,40 +340,44 @@ class Answers:
         return placed
 
 
-class _Placed(NamedTuple):
-    """A given answer behind a prompt.
+class _AnswerTokens(NamedTuple):
+    """The tokens of an answer after a prompt.
 
     Attributes:
-        prompts: by role; of raw text perhaps without its last bytes.
-        given: these last bytes, which the first token begins with.
+        prompts: by role; raw text may lack its last bytes.
+        prefix: these last bytes of the prompt, with which the first token begins.
         tokens: of the target, from the end of its prompt to the end of the answer.
     """
 
     prompts: Mapping[str, Prompt]
-    given: bytes
+    prefix: bytes
     tokens: tuple[int, ...]
 
 
 def _placed(
     role: str, prompts: Mapping[str, Prompt], tokenizers: Tokenizers, answer: bytes
-) -> _Placed:
-    """Where a prompt ends and a given answer begins, in tokens of `role`.
+) -> _AnswerTokens:
+    """Tokenizes an answer after a prompt, in tokens of `role`.
 
-    After a turn the answer begins a text of its own. Raw text goes on, and its last word may go on
-    in the answer: then the canonical tokens of the whole have no boundary where the answer begins.
-    So the whole is tokenized. Tokens that lie in the prompt are the prompt, and the token that
-    straddles the boundary is scored given the bytes of the prompt that it begins with.
+    After a chat turn the answer is a text of its own. A raw prompt is continued, and its last word
+    may extend into the answer: then the canonical tokens of the whole text have no boundary between
+    them. So the whole text is tokenized. Tokens within the prompt are the prompt, and a token
+    across the boundary is scored given the bytes of the prompt that it begins with.
     """
     own, tokenizer = prompts[role], tokenizers[role]
-    if not own.goes_on:
-        return _Placed(prompts, b"", tuple(tokenizer.encode(answer, start=own.starts_fresh)))
+    if not own.continues_text:
+        return _AnswerTokens(prompts, b"", tuple(tokenizer.encode(answer, start=own.starts_text)))
     text = own.segments[-1].text or b""
     tokens = tokenizer.encode(text + answer, start=True)
     ends = itertools.accumulate(len(tokenizer.vocabulary.piece(token)) for token in tokens)
-    inside = [end - len(tokenizer.lead) for end in ends if end <= len(tokenizer.lead + text)]
+    inside = [
+        end - len(tokenizer.leading_space)
+        for end in ends
+        if end <= len(tokenizer.leading_space + text)
+    ]
     if not inside or inside[-1] <= 0:
-        # One word from the very beginning: its parts are scored as generating makes them.
-        return _Placed(prompts, b"", tuple(tokenizer.encode(answer, start=False)))
+        # The first token covers all of the prompt: both are tokenized apart, as in generation.
+        return _AnswerTokens(prompts, b"", tuple(tokenizer.encode(answer, start=False)))
     count, cut = len(inside), inside[-1]
     known = Segment(tuple(tokens[:count]), text[:cut], evidence=True)
     shorter = {role: dataclasses.replace(own, segments=(*own.segments[:-1], known))}
@@ -379,7 +386,7 @@ def _placed(
             same = cut == len(text)
             again = prompt if same else build_raw(text[:cut], tokenizers[other], role=other)
             shorter[other] = again
-    return _Placed(shorter, text[cut:], tuple(tokens[count:]))
+    return _AnswerTokens(shorter, text[cut:], tuple(tokens[count:]))
 
 
 def as_utf8(answer: str) -> bytes:

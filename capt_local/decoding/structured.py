@@ -1,8 +1,8 @@
 """Structured answers: sampling restricted to the tokens that a JSON schema allows.
 
-A schema is compiled by llguidance into a mask over the vocabulary at each step (0.1 ms of 49,000
-tokens, 0.3 ms of 262,000). If it allows no plausible candidate, plausibility is applied among the
-tokens that it allows: the same method, on the target's distribution without the others.
+llguidance compiles a schema to a mask over the vocabulary at each step (0.1 ms for 49,000 tokens,
+0.3 ms for 262,000). If the mask allows no plausible candidate, the plausibility limit is applied
+among the allowed tokens: the same method on the target's distribution restricted to them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from capt_local.decoding.combine import Distribution
 from capt_local.decoding.options import Structure
 from capt_local.errors import ModelError, UsageError
-from capt_local.strict_json import NotReadable, load, parse_json, utf8
+from capt_local.strict_json import ParseError, load, parse_json, utf8
 from capt_local.tokenization import BoolArray, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 LARGEST_SCHEMA = 1 << 16  # bytes
 DEEPEST = 32
-# Keywords that are looked at for one answer: references to references may double without end.
+# Most keywords validated for one answer: nested references can grow exponentially.
 _MOST_WORK = 50_000
-# Annotations: they say nothing about the form of an instance.
+# Annotations: they do not constrain an instance.
 _ANNOTATIONS = {"title", "description", "$comment", "$schema", "$id", "examples", "default",
                 "deprecated", "readOnly", "writeOnly", "$anchor"}  # fmt: skip
-# What llguidance keeps, by where a keyword holds further schemas.
+# Keywords that llguidance enforces, by where they hold subschemas.
 _SCHEMA = {"items", "additionalProperties"}
 _SCHEMAS = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _NAMED_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
@@ -51,14 +51,14 @@ _REFUSED = {"$dynamicAnchor", "$dynamicRef", "$recursiveRef", "$vocabulary", "ad
             "not", "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
             "uniqueItems"}  # fmt: skip
 _KNOWN = _VALUES | _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _REFUSED
-# At most one space between parts: a model could write white space without end. No \\u, since half
-# of a pair of surrogates is no character.
+# At most one space between tokens of JSON: a model could write whitespace endlessly. No \\u
+# escapes, since a lone surrogate is not a character.
 _LAYOUT = {
     "whitespace_pattern": " ?",
     "json_allowed_escapes": '"\\bfnrt',
-    "coerce_one_of": True,  # as anyOf; that two cases hold is seen at the end
+    "coerce_one_of": True,  # as anyOf; `_is_instance` checks at the end that only one holds
 }
-# The beginnings of llguidance's errors, which quote the schema, and what is said instead.
+# Prefixes of llguidance's errors, which quote the schema, and our messages, which do not.
 _REASONS = (
     ("Unsatisfiable", "has no instance"),
     ("Unknown format", 'has a "format" that is not known'),
@@ -71,17 +71,17 @@ _REASONS = (
 
 
 def schema_structure(text: bytes, name: str = "The schema") -> Structure:
-    """The form that a JSON schema describes, checked without a model.
+    """Parses and checks a JSON schema; needs no model.
 
     Raises:
-        UsageError: it is no schema, too large, or says what cannot be kept. Names the keyword,
-            never a name or value that the schema holds.
+        UsageError: it is invalid, too large, or has a keyword that cannot be enforced. The message
+            names the keyword, never a name or value of the schema.
     """
     if len(text) > LARGEST_SCHEMA:
         raise UsageError(f"{name} is larger than {LARGEST_SCHEMA >> 10} KiB.")
     try:
         schema = load(utf8(text))
-    except NotReadable:
+    except ParseError:
         raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
     from jsonschema import Draft202012Validator, SchemaError
 
@@ -103,30 +103,30 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
 
 
 class _Refused(Exception):
-    """Why a schema cannot be used, in words that quote nothing of it."""
+    """A schema cannot be used; the message quotes nothing of it."""
 
 
 class SchemaConstraint:
-    """Keeps an answer to a JSON schema as `schema_structure` gives it, by llguidance.
+    """Constrains an answer to a JSON schema from `schema_structure`, with llguidance.
 
-    The answer may begin with `lead`, what the model's tokenizer puts in front of it, or not.
+    The answer may begin with `leading_space`, the leading space of the model's tokenizer.
 
     Raises:
         ModelError: the vocabulary has no token that ends an answer.
     """
 
-    def __init__(self, vocabulary: Vocabulary, schema: str, lead: bytes = b"") -> None:
+    def __init__(self, vocabulary: Vocabulary, schema: str, leading_space: bytes = b"") -> None:
         from llguidance import LLMatcher
 
         if not len(vocabulary.end_ids):
             raise ModelError("The model has no token that ends an answer.")
         self._vocabulary = vocabulary
         self._schema, found = schema, json.loads(schema)
-        self._lead = lead
+        self._lead = leading_space
         self._text = b""
-        front = f"{json.dumps(lead.decode())}? " if lead else ""
+        front = f"{json.dumps(leading_space.decode())}? " if leading_space else ""
         inner = {**found, "x-guidance": _LAYOUT}
-        # Not only the tokens that llguidance itself would write a prescribed text with.
+        # Allow any tokenization of fixed text, not only llguidance's own.
         options = '%llguidance {"no_forcing": true}'
         lark = f"{options}\nstart: {front}form\nform: %json {json.dumps(inner, ensure_ascii=False)}"
         self._matcher = _matcher(vocabulary, LLMatcher.grammar_from_lark(lark))
@@ -149,7 +149,7 @@ class SchemaConstraint:
         return self._complete
 
     def accept(self, token: int) -> None:
-        """Goes one token on; end tokens are none of the answer.
+        """Appends a token of the answer; not an end token.
 
         Raises:
             ValueError: the token is not allowed.
@@ -164,9 +164,9 @@ class SchemaConstraint:
         self._mask = self._complete = None
 
     def allowed(self) -> BoolArray:
-        """Which tokens may come next, shape (vocabulary,).
+        """Mask of the allowed next tokens, shape (vocabulary,).
 
-        End tokens may where the answer may end; other control tokens never.
+        End tokens are allowed where the answer may end, other control tokens never.
         """
         if self._mask is None:
             size = len(self._vocabulary)
@@ -189,10 +189,10 @@ class SchemaConstraint:
 
 
 def _is_instance(text: bytes, schema: str) -> bool:
-    """Whether a text is JSON and, by jsonschema, an instance of a schema; False if it takes long.
+    """Whether a text is JSON and, by jsonschema, an instance; False if that takes too many steps.
 
-    A grammar cannot see that two cases of a oneOf hold, or that a name stands twice in an object.
-    Patterns and formats are matched by llguidance: Python's own can take exponential time.
+    The grammar cannot exclude two matching cases of a oneOf, or a repeated name in an object.
+    Patterns and formats are matched by llguidance, as Python's `re` can take exponential time.
     """
     from jsonschema import Draft202012Validator, ValidationError
     from jsonschema.validators import extend
@@ -236,7 +236,7 @@ def _is_instance(text: bytes, schema: str) -> bool:
         form, value = (json.loads(each, parse_float=_exact) for each in (schema, text))
         # With a registry of its own, nothing is ever fetched for a reference.
         return bool(kind(form, registry=Registry()).is_valid(value))
-    except (NotReadable, Unresolvable, RecursionError, _Refused):
+    except (ParseError, Unresolvable, RecursionError, _Refused):
         return False
 
 
@@ -245,13 +245,13 @@ def _names(value: object) -> Iterable[str]:
 
 
 def _exact(number: str) -> Fraction | int:
-    """A number of JSON, so that 0.3 is a multiple of 0.1, and 1.0 an integer."""
+    """A JSON number as an exact value: 0.3 is a multiple of 0.1, and 1.0 is an integer."""
     found = Fraction(number)
     return found.numerator if found.denominator == 1 else found
 
 
 def _matches(keyword: str, rule: str, text: str) -> bool:
-    """Whether a text has a pattern or a format, in a time that its length bounds."""
+    """Whether a text matches a pattern or format, in time linear in its length."""
     matcher = _automaton(keyword, rule).deep_copy()
     data = json.dumps(text, ensure_ascii=False).encode()
     whole = matcher.try_consume_tokens(list(data)) == len(data) and matcher.is_accepting()
@@ -272,7 +272,7 @@ def _automaton(keyword: str, rule: str) -> LLMatcher:
 
 
 def structure_problem(answer: Mapping[str, Any]) -> str:
-    """Why an answer has not the form that was requested; empty where it has, or none was.
+    """Why an answer does not match its schema; empty if it does or there is none.
 
     Args:
         answer: as `report.json.answer_object` gives it.
@@ -285,10 +285,10 @@ def structure_problem(answer: Mapping[str, Any]) -> str:
 
 
 class _NumberLimit:
-    """Keeps numbers outside strings to 16 digits in a row, and 2 in an exponent.
+    """Limits numbers outside strings to 16 consecutive digits, and exponents to 2.
 
-    A schema without bounds lets a number go on for ever, and small models do; and an exponent of
-    three digits is infinity to most readers.
+    A schema without bounds allows endless numbers, which small models write; and most JSON parsers
+    read an exponent of three digits as infinity.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -297,7 +297,7 @@ class _NumberLimit:
         self._digits, self._limit = 0, _MOST_DIGITS
 
     def allowed(self) -> BoolArray | np.bool_:
-        """Which tokens keep to the limit, shape (vocabulary,)."""
+        """Mask of the tokens within the limit, shape (vocabulary,)."""
         if self._in_string:
             return np.True_
         return np.asarray(_digits(self._vocabulary) + self._digits <= self._limit)
@@ -317,7 +317,7 @@ class _NumberLimit:
 
 
 def _digits(vocabulary: Vocabulary) -> npt.NDArray[np.int16]:
-    """How many digits each token begins with; too many for those with a longer number inside."""
+    """Number of digits each token begins with; above the limit if it holds a longer number."""
     if vocabulary not in _DIGITS:
         found = np.zeros(len(vocabulary), np.int16)
         for token, piece in enumerate(vocabulary.pieces()):
@@ -330,7 +330,7 @@ def _digits(vocabulary: Vocabulary) -> npt.NDArray[np.int16]:
 
 
 class _Tokens:
-    """A vocabulary as llguidance reads one: bytes, and which tokens are not text."""
+    """A vocabulary in llguidance's tokenizer interface."""
 
     is_tokenizer_wrapper = True
 
@@ -341,7 +341,7 @@ class _Tokens:
         self.special_token_ids = [token for token, is_text in enumerate(text) if not is_text]
         self.tokens = vocabulary.pieces()
         for token in self.special_token_ids:
-            self.tokens[token] = b"\xff<%d>" % token  # bytes that no text has
+            self.tokens[token] = b"\xff<%d>" % token  # not UTF-8, so never in a text
 
     def __call__(self, text: object) -> list[int]:
         """Tokens of a text; only needed for grammars that prescribe tokens."""
@@ -371,9 +371,9 @@ _BYTES = Vocabulary(
 
 
 def _place(schema: Any, path: Iterable[str | int]) -> str:
-    """Where in a schema something stands: ` at properties[2].items`.
+    """A path in a schema for an error message: ` at properties[2].items`.
 
-    Names of properties are the user's, so they are counted, from 1, as the parts of a list.
+    Property names are the user's text, so properties are numbered from 1, like list items.
     """
     text, names = "", False
     for part in path:
@@ -395,12 +395,12 @@ def _kept(
     depth: int = 0,
     alone: bool = True,
 ) -> Any:
-    """A schema without its annotations, in which described objects have no other members.
+    """A copy of a schema without annotations, with objects closed to additional properties.
 
-    A small model does not stop to invent members, so objects with `properties` are closed unless
-    the schema says that they may have more. Objects that are described in several places (allOf,
-    anyOf, oneOf or $ref beside `properties`: not `alone`) stay as they are, and all of them do in
-    a schema with allOf. `path` leads to this part of the whole schema.
+    A small model would invent members endlessly, so objects with `properties` are closed unless the
+    schema explicitly allows more. Objects described in several places (allOf, anyOf, oneOf or $ref
+    beside `properties`: not `alone`) are left open, and so are all objects of a schema with allOf.
+    `path` is the path of this subschema in the whole schema.
     """
     if depth > DEEPEST:
         raise UsageError(f"{name} is more than {DEEPEST} levels deep.")
@@ -441,10 +441,10 @@ def _kept(
 
 @dataclass(frozen=True, slots=True)
 class MaskedDistribution:
-    """A distribution, perhaps that of the leading model `alone`, and the part that may be chosen.
+    """A distribution (with `alone` that of the leading model alone) and a mask of its candidates.
 
-    `mask` says which of its candidates may be chosen, shape (n,); None: all that matter.
-    `implausible`: no plausible candidate may be, so these are others.
+    `mask`: the candidates that may be chosen, shape (n,); None: all.
+    `implausible`: no plausible token is allowed, so the candidates are implausible ones.
     """
 
     here: Distribution
@@ -456,23 +456,23 @@ class MaskedDistribution:
 def masked(
     here: Distribution, allowed: BoolArray, restricted: Callable[..., Distribution]
 ) -> MaskedDistribution:
-    """What may be chosen here: never a token of probability 0, as some methods give.
+    """Restricts a distribution to the allowed tokens with a probability above 0.
 
     If no plausible candidate is allowed: the same method on the target's distribution over the
     allowed tokens alone.
 
     Args:
         here: the distribution over all plausible candidates.
-        allowed: tokens, shape (vocabulary,).
-        restricted: the distribution at the same place over the tokens that such a mask allows;
-            with `alone`, that of the leading model; with `run_all`, of all models.
+        allowed: mask of tokens, shape (vocabulary,).
+        restricted: `Ensemble.distribution` at the same position: of the tokens in a mask; with
+            `alone` of the leading model; with `run_all` without skipping proxies.
 
     Raises:
-        ModelError: the vocabulary has no token that may come.
+        ModelError: the vocabulary has no allowed token.
     """
     tokens = here.candidates.tokens
     if here.proxies_skipped and len(tokens) > 1 and not allowed[tokens[here.logp.argmax()]]:
-        # The proxies were left out for the sake of what may not come.
+        # The proxies were skipped on account of a token that is not allowed.
         here = restricted(None, run_all=True)
     mask = allowed[here.candidates.tokens]
     if np.isfinite(here.logp[mask]).any():
@@ -481,10 +481,10 @@ def masked(
         raise ModelError("The vocabulary has no token for what the schema requires here.")
     only = restricted(allowed)
     mask = allowed[only.candidates.tokens] & np.isfinite(only.logp)
-    if not mask.any():  # an expert has put all on what is not allowed
+    if not mask.any():  # the method gives all allowed tokens probability 0
         only = restricted(allowed, alone=True)
         mask = allowed[only.candidates.tokens]
-    # As probabilities of the whole distribution: all that was left out keeps its share.
+    # Rescaled to the unrestricted distribution, in which excluded tokens keep their probability.
     less = only.candidates.log_total - here.candidates.log_total
     more = less + here.outside if np.isfinite(here.outside) else less
     own = dataclasses.replace(

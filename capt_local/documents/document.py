@@ -1,8 +1,8 @@
-"""What kind of document some bytes are, and their text.
+"""Detects the kind of a document and extracts its text.
 
 The kind follows from the content; a name that says another kind is refused, so that nothing is
-parsed as what it is not. Errors hold nothing of the document, not even its name. Behind that stands
-what the parsers share: text as they find it, and its letters and spaces made plain.
+parsed as what it is not. Errors hold nothing of the document, not even its name. The parsers share
+the second part: collecting text, and normalising its characters and spaces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from capt_local.errors import UsageError
-from capt_local.hardening import run_apart
+from capt_local.hardening import run_isolated
 from capt_local.strict_json import read_bytes, size_text
 
 LARGEST_FILE = 64 << 20  # bytes of a document
@@ -74,7 +74,7 @@ _NOTICES: Mapping[str, str] = {
 
 
 class DocumentError(UsageError):
-    """A document cannot be read; `problem` says why, to stand behind a name for it."""
+    """A document cannot be read; `problem` says why, as a predicate after a name for it."""
 
     def __init__(self, what: str, problem: str) -> None:
         self.problem = problem
@@ -219,10 +219,10 @@ class Reply(msgspec.Struct):
 
 
 def _parsed(data: bytes, kind: str, codec: str | None, what: str) -> Document:
-    """The text that a process of its own finds; whatever happens there, one line comes of it."""
+    """The text that a confined process extracts; any failure there becomes a one-line error."""
     header = f"{kind} {codec or '-'} {len(data)}\n".encode()
     try:
-        answer, _ = run_apart(_PROGRAM, header + data, seconds=_SECONDS, largest=_LARGEST_REPLY)
+        answer, _ = run_isolated(_PROGRAM, header + data, seconds=_SECONDS, largest=_LARGEST_REPLY)
     except TimeoutError:
         problem = f"kept its reader busy for more than {_SECONDS:.0f} s"
         raise DocumentError(what, problem) from None
@@ -263,7 +263,7 @@ class Refused(Exception):
 
 
 class Found:
-    """Text as it is found."""
+    """Collects the text and the notices of a document."""
 
     def __init__(self) -> None:
         self.pages: list[str] = []  # their texts, or one of the whole
@@ -271,12 +271,12 @@ class Found:
         self.notices: dict[str, int] = {}  # counts by the key of `_NOTICES`
 
     def note(self, name: str, count: int = 1) -> None:
-        """Counts what the user is told of."""
+        """Counts a notice."""
         self.notices[name] = self.notices.get(name, 0) + count
 
 
 def tidy(text: str) -> str:
-    """Text with plain letters and spaces, at most one empty line at once, none at the ends."""
+    """Text with normalised characters and spaces, single empty lines, and none at the ends."""
     text = text.translate(_CLEANED).encode("utf-8", "replace").decode()
     lines: list[str] = []
     for line in text.split("\n"):
@@ -287,7 +287,7 @@ def tidy(text: str) -> str:
 
 
 def raised(before: str, text: str) -> str:
-    """Superscript text behind other text: an exponent does not become part of a number."""
+    """Marks superscript numbers (`^9`, `[1]`), so that an exponent does not join the number."""
     if not text.strip().lstrip("+-\u2212").isdigit():
         return text
     return f"^{text}" if before[-1:].isalnum() else f"[{text}]"

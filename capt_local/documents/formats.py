@@ -20,7 +20,7 @@ from capt_local.documents.document import Found, Refused, raised
 _MOST_XML = 64 << 20  # bytes of one part
 _MOST_PARTS = 10_000
 _DEEPEST_ELEMENT = 400
-_RAISED = "\0"  # in front of superscript text, until what stands before it is known
+_RAISED = "\0"  # marks superscript text until the text before it is known
 
 
 def _archive(data: bytes) -> zipfile.ZipFile:
@@ -188,7 +188,7 @@ def _symbol(code: str) -> str:
 
 
 def _within(parent: Element, tag: str) -> Iterator[Element]:
-    """Elements of a tag below, through what wraps them but not through one another."""
+    """The descendants of a tag, but not those inside one another."""
     for child in parent:
         if child.tag == tag:
             yield child
@@ -285,7 +285,7 @@ class _Odt(_Writer):
 
 
 def _spaced(text: str | None) -> str:
-    """Text of an element, in which line ends are how the file is laid out."""
+    """Text of an element; line ends are only layout of the file, so they become spaces."""
     return re.sub(r"[ \t\r\n]+", " ", text or "")
 
 
@@ -481,7 +481,7 @@ class _Reader:
             self._write(text)
 
     def _begin(self, sink: str) -> None:
-        """Text of the group goes elsewhere, on a line of its own."""
+        """Sends the text of the group to another sink, on a line of its own."""
         self._state = replace(self._state, sink=sink)
         self._write("\n" if self._texts[sink] else "")
 

@@ -16,7 +16,7 @@ import pypdfium2 as pdfium
 from pypdfium2 import raw
 
 from capt_local.documents.document import Found, Refused, Reply, raised, tidy
-from capt_local.hardening import be_first_to_go, confine, limit_memory, own_streams
+from capt_local.hardening import confine, detach_standard_streams, limit_memory, prefer_oom_kill
 
 MOST_CHARACTERS = 8 << 20
 _MEMORY = 1 << 30  # bytes beyond what the program itself takes
@@ -24,8 +24,8 @@ _MEMORY = 1 << 30  # bytes beyond what the program itself takes
 
 def serve() -> None:
     """Reads a request from standard input, and answers on standard output."""
-    be_first_to_go()
-    # Whatever is to be imported is there before files can be opened for nothing but reading.
+    prefer_oom_kill()
+    # Everything is imported before the process is confined.
     from capt_local.documents import formats
 
     readers: dict[str, Callable[[bytes, str | None, Found], None]] = {
@@ -35,7 +35,7 @@ def serve() -> None:
         "rtf": formats.read_rtf,
         "html": read_html,
     }
-    incoming, outgoing = own_streams()
+    incoming, outgoing = detach_standard_streams()
     limit_memory(_MEMORY)
     if not confine() and sys.platform == "linux":
         outgoing.write(b"unconfined")
@@ -195,7 +195,7 @@ def read_html(data: bytes, codec: str | None, found: Found) -> None:
 
 
 def _closed(text: str) -> str:
-    """The page without beginnings of what never ends, whose end would be looked for each time."""
+    """Escapes unclosed comments and tags: the parser would search for their ends repeatedly."""
     for begin, end in (("<!--", "-->"), ("<![", "]"), ("<", ">")):
         at = text.rfind(end) + 1
         text = text[:at] + text[at:].replace(begin, f"&lt;{begin[1:]}")

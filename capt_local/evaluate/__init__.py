@@ -1,4 +1,4 @@
-"""Tasks under methods, measured: `eval`, `score` and `bench` (docs/eval.md, docs/scoring.md)."""
+"""Evaluation of methods: `eval`, `score` and `bench` (docs/eval.md, docs/scoring.md)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import StrEnum
 
 
 class ChoiceBy(StrEnum):
-    """How the answer to a classification is found. Here, since the help needs nothing else.
+    """How a classification is answered. Defined here, so that `--help` imports nothing else.
 
-    The likelihood is what the model believes if it answers with one of the choices; the question
-    lists them, so no other wording takes a share of it.
+    The likelihood is conditional on an answer that is one of the choices; the question lists them,
+    so other wordings take no probability from them.
     """
 
     LIKELIHOOD = "likelihood"  # the choice that is likeliest as a whole

@@ -1,4 +1,4 @@
-"""Speed of answering: modes that take turns on the same prompts, so that ratios hold under drift.
+"""Generation speed: modes alternate on the same prompts, so that ratios hold under drift.
 
 Modes are the target alone, the binding's own `Llama`, the ensemble step by step and with drafts,
 and many requests at once. Each prompt is answered by every mode before the next; the first one is
@@ -45,15 +45,15 @@ def read_prompts(path: Path, what: str, limit: int | None) -> list[BenchPrompt]:
     return [BenchPrompt(tuple(messages(item, task))) for item in task.items[:limit]]
 
 
-def invented_prompt() -> BenchPrompt:
-    """The beginning of invented notes, about 500 tokens."""
+def synthetic_prompt() -> BenchPrompt:
+    """The beginning of fictitious notes, about 500 tokens."""
     notes = (resources.files("capt_local") / "data" / "bench_notes.txt").read_text("utf-8")
     return BenchPrompt(notes[:_INVENTED].rpartition(" ")[0], raw=True)
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerTime:
-    """What one answer took."""
+    """The timings of one answer."""
 
     prompt_tokens: int  # of the target
     prompt_seconds: float  # all models
@@ -72,7 +72,7 @@ Mode = Callable[[BenchPrompt], AnswerTime]
 
 
 def runtime_mode(runtime: Runtime, options: GenerateOptions, cancel: Callable[[], bool]) -> Mode:
-    """Answers with our own runtime, with nothing left of the prompt before."""
+    """A mode of our own runtime, with empty KV caches for each prompt."""
 
     def seconds_inside() -> float:
         return sum(model.seconds for model in runtime.models.values())
@@ -222,12 +222,12 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def take_turns(
+def run_interleaved(
     modes: Mapping[str, Mode],
     prompts: Sequence[BenchPrompt],
     progress: Callable[[float], None] = lambda _: None,
 ) -> BenchResult:
-    """Answers every prompt in every mode; the next prompt begins with another mode."""
+    """Answers every prompt in every mode; the order of modes rotates from prompt to prompt."""
     names, done, warm = list(modes), 0, False
     times: dict[str, list[AnswerTime]] = {name: [] for name in names}
     too_long, fitting = [], []

@@ -1,9 +1,9 @@
-"""What one answer is worth, what each method reaches, and how surely it differs from one of them.
+"""Metrics of answers and methods, and paired bootstrap intervals of their differences.
 
-An answer becomes an `Outcome` of plain numbers: enough to compute every figure and interval again,
-and no word of what anybody wrote, so that it may be stored.
+An answer becomes an `Outcome` of plain numbers: enough to recompute every figure and interval, and
+without any text, so that it may be stored.
 
-A figure is a statistic of drawn items: of all of them it is the estimate, of items that are drawn
+A figure is a statistic over item indices: over all items it is the estimate; over items resampled
 with replacement, the same for both methods, it is one draw of the bootstrap. The interval is
 between percentiles of the draws (Efron and Tibshirani 1993; for F1 and other figures that are no
 means, Berg-Kirkpatrick et al. 2012). The draws are scipy's.
@@ -34,9 +34,9 @@ _Place = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What is left of one answer: figures from 0 to 1 by name (of prose `nats` and `bytes`).
+    """The figures of one answer by name, from 0 to 1 (for perplexity tasks `nats` and `bytes`).
 
-    Choices that the answer names, and those that are right, are places in the task's choices.
+    `predicted` and `expected` are indices into the task's choices.
     """
 
     values: dict[str, float] = {}
@@ -52,7 +52,7 @@ class Result(msgspec.Struct, frozen=True):
     item: str  # its id
     outcome: Outcome | None = None  # None when it failed
     failed: str = ""  # why
-    tokens: int = 0  # of answer, weighed choices or text, in the leading model's tokens
+    tokens: int = 0  # of the answer, the scored choices or the text, in the leading model's tokens
     decoded: int = 0  # by all models together, prompts included
     seconds: float = 0.0
     cut: bool = False  # whether the input was cut on request
@@ -75,7 +75,7 @@ def library(name: str) -> Any:
 
 
 def metrics_of(task: EvalTask) -> tuple[str, ...]:
-    """The names of what a task is measured by, the main one first."""
+    """The names of a task's metrics, the main one first."""
     match task.measure:
         case Measure.CHOICE:
             # With choices of its own for each item there are no classes to take the mean over.
@@ -94,9 +94,9 @@ def metrics_of(task: EvalTask) -> tuple[str, ...]:
 
 
 def judge(task: EvalTask, item: Item, answer: str | None) -> Outcome:
-    """Compares with what is right what was read from an answer (see `tasks.read_answer`).
+    """Compares a parsed answer (see `tasks.read_answer`) with the reference.
 
-    None, where nothing was read, is wrong. Prose is measured by its likelihood instead.
+    None, if nothing could be parsed, is wrong. Perplexity tasks have no answer to compare.
     """
     text = answer or ""
     match task.measure:
@@ -172,7 +172,7 @@ def _normal(text: str) -> str:
 
 
 def field_score(wanted: Any, found: Any) -> float:
-    """How right a field is, 0 to 1.
+    """The score of a field, 0 to 1.
 
     Numbers are right within 1e-6 of their size, texts but for capitals and spaces; of lists the F1
     of their elements, where an object counts if each of its fields is right; of objects the mean
@@ -221,7 +221,7 @@ Statistic: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A figure or a comparison and how sure it is, as `--json` has it."""
+    """A figure or a comparison with its confidence interval, as `--json` has it."""
 
     kind: str  # "value"; "ratio" (method over target) or "difference" (minus target)
     estimate: float
@@ -306,7 +306,7 @@ def _statistic(task: EvalTask, outcomes: Sequence[Outcome], name: str) -> Statis
 
 
 def _f1(task: EvalTask, outcomes: Sequence[Outcome], *, macro: bool) -> Statistic:
-    """The mean of F1 over the choices, or F1 over all decisions; 0 of what never comes up."""
+    """Macro-F1 over the choices, or micro-F1; a choice that never occurs counts as 0."""
     right, named = np.zeros((2, len(outcomes), len(task.choices)))
     for row, outcome in enumerate(outcomes):
         # An answer that names nothing is a row of zeros: a miss of its class, a find of none.
@@ -326,7 +326,7 @@ def _f1(task: EvalTask, outcomes: Sequence[Outcome], *, macro: bool) -> Statisti
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What became of the items of a task under a method."""
+    """Counts of the items of a task under a method."""
 
     done: int
     failed: dict[str, int]  # by reason
@@ -363,7 +363,7 @@ def summarise_task(
     seed: int = 0,
     against: str = TARGET,
 ) -> TaskSummary:
-    """Sums up one task from results of it and others, in any order."""
+    """Summarises one task; `results` may be in any order and include other tasks."""
     found: dict[str, dict[str, Result]] = {method: {} for method in methods}
     for result in results:
         if result.task == task.name and result.method in found:

@@ -1,7 +1,7 @@
 """Runs tasks under methods: one item at a time, under every method in turn, on the same models.
 
-The caches are emptied between two methods, so that a result depends on nothing that came before:
-a run that was resumed gives what one that was not would have given, and times can be compared.
+The KV caches are cleared between methods, so that no result depends on earlier ones: a resumed run
+gives the same results as an uninterrupted one, and times are comparable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from capt_local.decoding.options import FinishReason, GenerateOptions
-from capt_local.decoding.scoring import Chosen
+from capt_local.decoding.scoring import ChoiceScores
 from capt_local.errors import (
     Cancelled,
     CaptError,
@@ -47,23 +47,23 @@ from capt_local.line_file import LineFile
 from capt_local.prompting.messages import Message
 from capt_local.rerank import Scorer, best_of, draw_choices, shares
 from capt_local.runtime import Runtime
-from capt_local.strict_json import NotReadable, convert, parse_object
+from capt_local.strict_json import ParseError, convert, parse_object
 
-# Why an item failed, as it stands in journals and tables.
+# Reasons for failed items, as in results files and tables.
 _REASONS: tuple[tuple[type[CaptError], str], ...] = (
     (ContextOverflow, "does not fit"),
     (UsageError, "refused"),
     (NumericalError, "not finite"),
     (CaptError, "model error"),
 )
-# These would fail again in the same way; the others are tried again when a run is resumed.
-LASTING = frozenset({"does not fit", "refused"})
+# Permanent failures; all others are retried when a run is resumed.
+PERMANENT = frozenset({"does not fit", "refused"})
 _MARK, _VERSION = "capt_local_eval", 2
 _RESULTS = "The results file (--results)"
 _SAMPLES = "The file of answers (--log-samples)"
 _SAMPLE_START = b'{"task":'
 BEST = "+best"
-"""Behind the name of a method: the best of several of its answers."""
+"""Suffix of a method's name: the best of several of its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class Finished:
     """An item that is done under a method, with its texts."""
 
     result: Result
-    answer: str = ""  # what was written; "" for prose and where choices are weighed
-    read: str | None = None  # what was read from it, or the choice
-    logps: tuple[float, ...] = ()  # of choices that were weighed, in nats
+    answer: str = ""  # generated text; "" for perplexity and for choices scored by likelihood
+    read: str | None = None  # the parsed answer, or the choice
+    logps: tuple[float, ...] = ()  # of choices scored by likelihood, in nats
     problem: str = ""  # why it failed; holds no text of the item
 
 
@@ -83,9 +83,9 @@ class EvalPlan:
 
     methods: Mapping[str, GenerateOptions]  # by name; the length of answers is the task's
     choice: ChoiceBy = ChoiceBy.LIKELIHOOD
-    raw: bool = False  # texts to go on with, for models without a chat template
+    raw: bool = False  # raw prompts, for models without a chat template
     max_tokens: int | None = None  # None: the task's
-    best_of: int = 1  # answers that a method draws whose name ends in `BEST`
+    best_of: int = 1  # candidates of a method whose name ends in `BEST`
     scorer: Scorer | None = None  # ranks them; None: the majority, of texts the likeliest
 
     def check(self, tasks: Sequence[EvalTask]) -> None:
@@ -108,8 +108,8 @@ class EvalPlan:
             options = dataclasses.replace(options, structure=None)
         return options
 
-    def weighs_choices(self, task: EvalTask) -> bool:
-        """Whether the choices of an item are compared, instead of a text being written."""
+    def scores_choices(self, task: EvalTask) -> bool:
+        """Whether choices are scored by likelihood, instead of generating a text."""
         return task.kind is Kind.CLASSIFICATION and self.choice is not ChoiceBy.FREE
 
 
@@ -133,7 +133,7 @@ def run(
     Raises:
         MemoryShortage: the models do not fit any more.
     """
-    asking = _Asking(runtime, plan, cancel)
+    asking = _ItemRunner(runtime, plan, cancel)
     for task in tasks:
         for item in task.items:
             for method in plan.methods:
@@ -148,15 +148,15 @@ def run(
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
-    """Puts items to the models."""
+class _ItemRunner:
+    """Runs single items on the models."""
 
     runtime: Runtime
     plan: EvalPlan
     cancel: Callable[[], bool]
 
     def finished(self, task: EvalTask, item: Item, method: str) -> Finished:
-        """One item under one method, with its costs; an error is a result."""
+        """Runs one item under one method, with its costs; an error becomes its result."""
         runtime = self.runtime
         runtime.forget()
         before, started = sum(runtime.decoded().values()), time.perf_counter()
@@ -192,7 +192,7 @@ class _Asking:
             read, written, tokens = self._best(task, item, prompt, options)
             outcome = judge(task, item, read)
             return Finished(fill(blank, outcome=outcome, tokens=tokens), written, read)
-        if plan.weighs_choices(task):
+        if plan.scores_choices(task):
             chosen = self._chosen(prompt, item.choices, options)
             read = item.choices[chosen.index]
             tokens = sum(score.tokens for score in chosen.scores)
@@ -214,8 +214,8 @@ class _Asking:
 
     def _chosen(
         self, prompt: str | list[Message], choices: Sequence[str], options: GenerateOptions
-    ) -> Chosen:
-        """The likeliest choice; in raw text a space stands in front of each."""
+    ) -> ChoiceScores:
+        """The likeliest choice; in raw text each is preceded by a space."""
         raw = self.plan.raw
         answers = [f" {choice}" if raw else choice for choice in choices]
         return self.runtime.choose(prompt, answers, options, raw=raw, cancel=self.cancel)
@@ -223,7 +223,7 @@ class _Asking:
     def _labels(
         self, task: EvalTask, item: Item, options: GenerateOptions
     ) -> tuple[str, tuple[float, ...]]:
-        """The labels whose questions are answered with yes, and what each answer got, in nats."""
+        """The labels whose question is answered with yes, and the logp of each answer in nats."""
         named, logps = [], list[float]()
         for label in item.choices:
             question = label_question(item, task, label, raw=self.plan.raw)
@@ -238,7 +238,7 @@ class _Asking:
         """What the best of several answers says, that answer, and the tokens of all of them."""
         plan = self.plan
         question = f"{item.instruction}\n\n{item.input}".strip()
-        if plan.weighs_choices(task):
+        if plan.scores_choices(task):
             # Drawn by their likelihood, which is the same as writing them where no other answer
             # can be written.
             chosen = self._chosen(prompt, item.choices, options)
@@ -281,8 +281,8 @@ class ResultsFile:
                     self._whole += len(line)
                     self._read(number, parse_object(line))
                 elif number == 0 and not f'{{"{_MARK}": '.encode().startswith(line[:20]):
-                    raise NotReadable("another file")
-        except NotReadable:
+                    raise ParseError("another file")
+        except ParseError:
             self.close()
             if number:
                 problem = f", line {number + 1}: not a result. Name a new file."
@@ -298,7 +298,7 @@ class ResultsFile:
             self.done.append(convert(value, Result))
             return
         if _MARK not in value:
-            raise NotReadable("another file")
+            raise ParseError("another file")
         if value[_MARK] != _VERSION:
             raise UsageError(f"{_RESULTS} was written by another version. Name a new file.")
         self.fingerprint = convert(value.get("fingerprint"), dict[str, Any])
@@ -355,7 +355,7 @@ class SampleLog:
                     whole += len(line)
                 elif not line.startswith(_SAMPLE_START[: len(line)]):
                     resumed = False
-        except NotReadable:
+        except ParseError:
             resumed = False
         if self._file.size and not resumed:
             self.close()

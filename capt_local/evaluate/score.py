@@ -18,7 +18,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Message, messages_of
 from capt_local.strict_json import (
-    NotReadable,
+    ParseError,
     Problems,
     convert,
     lines,
@@ -28,7 +28,7 @@ from capt_local.strict_json import (
 )
 
 if TYPE_CHECKING:
-    from capt_local.decoding.scoring import Choosing
+    from capt_local.decoding.scoring import ChoiceCriterion
     from capt_local.runtime import Runtime
 
 
@@ -62,14 +62,14 @@ def read_score_items(
     if path.suffix.lower() != ".jsonl":
         try:
             return [_text(1, "1", utf8(data), size)]
-        except NotReadable as error:
+        except ParseError as error:
             problems.fail(str(error))
     for number, line in lines(data):
         try:
             item = _item(number, parse_object(line), raw=raw, size=size)
             if item.id in found:
-                raise NotReadable(f"its id is that of line {found[item.id].line}")
-        except NotReadable as error:
+                raise ParseError(f"its id is that of line {found[item.id].line}")
+        except ParseError as error:
             problems.add(number, error)
         else:
             found[item.id] = item
@@ -93,68 +93,68 @@ def _item(number: int, value: Mapping[str, object], *, raw: bool, size: int | No
     row = convert(value, _ScoreLine)
     kinds = [key for key in ("text", "continuation", "completion", "choices") if key in value]
     if not kinds:
-        raise NotReadable('no "text", "continuation" or "choices"')
+        raise ParseError('no "text", "continuation" or "choices"')
     if len(kinds) > 1:
-        raise NotReadable(f'"{kinds[0]}" and "{kinds[1]}" do not go together')
+        raise ParseError(f'"{kinds[0]}" and "{kinds[1]}" do not go together')
     id = str(number if row.id is None else row.id)
     if "text" in value:
         if "prompt" in value or "messages" in value:
-            raise NotReadable('a "text" has no prompt before it; name it "continuation"')
+            raise ParseError('a "text" has no prompt before it; name it "continuation"')
         return _text(number, id, row.text or "", size)
     if size is not None:
-        raise NotReadable("--max-bytes cuts texts alone, and this is an answer")
+        raise ParseError("--max-bytes cuts texts alone, and this is an answer")
     if ("prompt" in value) == ("messages" in value):
-        raise NotReadable('either "prompt" or "messages" is needed')
+        raise ParseError('either "prompt" or "messages" is needed')
     if "messages" in value and raw:
-        raise NotReadable('"messages" have no raw form: give a "prompt", or leave out --raw')
+        raise ParseError('"messages" have no raw form: give a "prompt", or leave out --raw')
     prompt = messages_of(value["messages"]) if "messages" in value else row.prompt or ""
     if isinstance(prompt, str) and not raw and not prompt.strip():
-        raise NotReadable("the prompt is empty")
+        raise ParseError("the prompt is empty")
     if row.choices is not None:
         return ScoreItem(id, number, b"", prompt, row.choices, _right(row.answer, row.choices))
     answer = row.continuation or row.completion
     if not answer:
-        raise NotReadable(f"the {kinds[0]} is empty")
+        raise ParseError(f"the {kinds[0]} is empty")
     return ScoreItem(id, number, answer.encode(), prompt)
 
 
 def _text(number: int, id: str, text: str, size: int | None) -> ScoreItem:
     """A text of at most `size` bytes, in whole characters."""
     if not text:
-        raise NotReadable("the text is empty")
+        raise ParseError("the text is empty")
     data = text.encode()
     if size is None or len(data) <= size:
         return ScoreItem(id, number, data)
     beginning = data[:size].decode("utf-8", "ignore").encode()
     if not beginning:
-        raise NotReadable(f"the first character is longer than {size} bytes; allow more")
+        raise ParseError(f"the first character is longer than {size} bytes; allow more")
     return ScoreItem(id, number, beginning, cut=True)
 
 
 def _right(answer: str | int | None, choices: tuple[str, ...]) -> int | None:
     """The right choice, from its text or its place, counted from 0."""
     if len(choices) < 2:
-        raise NotReadable("there are fewer than two choices")
+        raise ParseError("there are fewer than two choices")
     if "" in choices:
-        raise NotReadable("a choice is empty")
+        raise ParseError("a choice is empty")
     if len(set(choices)) < len(choices):
-        raise NotReadable("two choices are the same")
+        raise ParseError("two choices are the same")
     if answer is None or (isinstance(answer, int) and 0 <= answer < len(choices)):
         return answer
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
-    raise NotReadable('"answer" is none of the choices (their text, or their place from 0)')
+    raise ParseError('"answer" is none of the choices (their text, or their place from 0)')
 
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """What was found about one item; figures are of the text, the answer or the right choice."""
+    """The result of one item; figures are of the text, the answer or the right choice."""
 
     id: str
     nats: float = 0.0  # -log p
     size: int = 0  # bytes
     tokens: int = 0  # of the model whose tokens are scored
-    windows: int = 1  # times that a text was begun, more than once where the context was full
+    windows: int = 1  # context windows of a text, more than one if the context was full
     greedy: bool | None = None  # whether generating would have given the answer
     chosen: int | None = None
     logps: tuple[float, ...] = ()  # of each choice, in nats
@@ -172,16 +172,16 @@ def measure(
     runtime: Runtime,
     items: Sequence[ScoreItem],
     options: GenerateOptions,
-    how: Choosing,
+    how: ChoiceCriterion,
     *,
     raw: bool = False,
     end: bool = False,
     cancel: Callable[[], bool] | None = None,
 ) -> Iterator[ItemScore]:
-    """Scores every item by itself; one that is longer than the context says so.
+    """Scores every item by itself; one that exceeds the context has an error.
 
-    With `raw` a prompt is text to go on with; with `end` it counts that an answer ends where it
-    does. `cancel` is called at every token; true raises Cancelled.
+    With `raw` a prompt is continued without a template; with `end` the end of an answer is scored
+    too. `cancel` is called at every token; true raises Cancelled.
     """
 
     def scored(item: ScoreItem) -> ItemScore:

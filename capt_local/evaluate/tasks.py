@@ -1,10 +1,10 @@
-"""Tasks: items of one kind, what their answers are measured by, and how they are asked and read.
+"""Evaluation tasks: items, measures, prompts, and parsing of answers.
 
 They come from JSON Lines, or from MedNLI, RadQA and CLIP as their owners ship them. A line is
 `{id, task, kind, instruction, input, reference, choices, ...}`; a text to predict is
 `{id, task, kind: "perplexity", text}`. See docs/tasks.md. The data sets become such lines, with the
-prompts of Lehman et al. 2023, "Do We Still Need Clinical Language Models?". They need credentials
-of PhysioNet; we have none, so names and columns are those of public programs.
+prompts of Lehman et al. 2023, "Do We Still Need Clinical Language Models?". They need PhysioNet
+credentials, which we do not have, so names and columns are those of public programs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from capt_local.bundles.manifest import NAME
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.strict_json import (
-    NotReadable,
+    ParseError,
     Problems,
     check_characters,
     convert,
@@ -88,7 +88,7 @@ class Item:
 
 
 def folded(text: str) -> str:
-    """A text without what no reader tells apart: capitals, and how wide a space is."""
+    """A text case-folded, with runs of white space as one space."""
     return " ".join(text.casefold().split())
 
 
@@ -107,7 +107,7 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 
 def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
-    """Why an item cannot be measured so, without a word of it; None if it can."""
+    """Why an item does not fit its measure, quoting nothing of it; None if it does."""
     choices = item.choices
     if not item.id.strip() or len(item.id) > _LONGEST_ID or not item.id.isprintable():
         return f'"id" must be 1 to {_LONGEST_ID} printable characters'
@@ -139,7 +139,7 @@ def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class EvalTask:
-    """Items of one kind; `evaluate.datasets` reads and checks them."""
+    """Items of one kind; see `read_task`."""
 
     name: str
     kind: Kind
@@ -200,7 +200,7 @@ def messages(item: Item, task: EvalTask) -> list[Message]:
 
 
 def text(item: Item, task: EvalTask) -> str:
-    """The same as a text for a model without a chat template; the answer goes on behind it."""
+    """The same as raw text for a model without a chat template; the answer continues it."""
     return _question(item, task) + _LEAD
 
 
@@ -219,7 +219,7 @@ def _question(item: Item, task: EvalTask) -> str:
 
 
 def read_answer(answer: str, item: Item, task: EvalTask) -> str | None:
-    """The choice that an answer names, of a generation its text; None where it says nothing."""
+    """The choice that an answer names, or the text of a generation; None if there is none."""
     if task.kind is not Kind.CLASSIFICATION:
         return answer.strip() or None
     named = named_choice(answer, (*item.choices, *task.aliases))
@@ -227,10 +227,10 @@ def read_answer(answer: str, item: Item, task: EvalTask) -> str | None:
 
 
 def named_choice(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice of several distinct ones that an answer names, from the surest sign on.
+    """The choice that an answer names, by the first of three rules that holds; else None.
 
-    The first rule that holds: the answer is the choice; it begins with the choice as a word of its
-    own; its first line with any choice in it has one alone, not denied. Else None.
+    The rules: the answer is the choice; it begins with the choice as a word of its
+    own; its first line with any choice in it has exactly one, not negated.
     """
     by_fold = {folded(choice): choice for choice in choices}
     bare = folded(answer.strip().strip(_AROUND))
@@ -321,7 +321,7 @@ def _task(
     digest: str,
     max_tokens: int | None = None,
 ) -> EvalTask:
-    """The task of numbered rows; raises what is wrong with them."""
+    """Builds a task from numbered rows. Raises UsageError: rows are invalid."""
     found: dict[str, TaskLine] = {}
     first: TaskLine | None = None
     for number, row in rows:
@@ -330,7 +330,7 @@ def _task(
             first = first or line
             _check(line, first, found)
             found[str(line.id)] = line
-        except NotReadable as error:
+        except ParseError as error:
             problems.add(number, error)
     problems.raise_first()
     if first is None:
@@ -349,16 +349,16 @@ def _task(
 
 
 def _check(line: TaskLine, first: TaskLine, before: dict[str, TaskLine]) -> None:
-    """Whether a line is an item that goes with those before it."""
+    """Raises ParseError if a line is invalid, or does not fit those before it."""
     if line.measured_by not in MEASURES[line.kind]:
-        raise NotReadable('"measure" is none of this "kind"')
+        raise ParseError('"measure" is none of this "kind"')
     if problem := problem_of(line.item(), line.measured_by, line.no_answer):
-        raise NotReadable(problem)
+        raise ParseError(problem)
     if str(line.id) in before:
-        raise NotReadable('this "id" stood on a line before')
+        raise ParseError('this "id" stood on a line before')
     shared = (line.task, line.kind, line.measured_by, line.no_answer)
     if shared != (first.task, first.kind, first.measured_by, first.no_answer):
-        raise NotReadable('"task", "kind", "measure" or "no_answer" is not that of the first line')
+        raise ParseError('"task", "kind", "measure" or "no_answer" is not that of the first line')
 
 
 # --- MedNLI ---------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def radqa(path: Path, what: str) -> EvalTask:
     problems = Problems(what, "question")
     try:
         documents = convert(parse_json(data), _Squad).data
-    except NotReadable as error:
+    except ParseError as error:
         problems.fail(str(error))
     questions = [
         (paragraph.context, question)
@@ -509,7 +509,7 @@ def clip(path: Path, what: str) -> EvalTask:
     problems = Problems(what)
     try:
         rows = list(csv.DictReader(io.StringIO(utf8(data), newline=""), strict=True))
-    except (NotReadable, csv.Error):
+    except (ParseError, csv.Error):
         problems.fail("sentence_level.csv is not CSV in UTF-8")
     wanted = {line.strip().decode("utf-8", "replace") for _, line in lines(ids)}
 
@@ -545,7 +545,7 @@ def _with_context(rows: Sequence[dict[str, Any]], index: int, sentence: str) -> 
                 break
             try:
                 text = _sentence(rows[other])
-            except NotReadable:
+            except ParseError:
                 break
             used += len(text.encode()) + 1
             if used > _BYTES_AROUND:
@@ -561,13 +561,13 @@ def _sentence(row: dict[str, Any]) -> str:
 def _listed(value: object) -> list[str]:
     """A list of texts that is written as text, in JSON or as Python writes it."""
     if not isinstance(value, str) or len(value) > _LONGEST_LIST:
-        raise NotReadable("a list is missing, or too long")
+        raise ParseError("a list is missing, or too long")
     try:
         found = ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         found = None
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise NotReadable("not a list of texts")
+        raise ParseError("not a list of texts")
     check_characters(found)
     return found
 

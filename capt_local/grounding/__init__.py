@@ -1,8 +1,8 @@
-"""Where in a source the facts of an answer stand.
+"""Grounding: where a source supports the facts of an answer.
 
-`ground` looks for each value of a structured answer, or for the numbers, dates, drug names, sides
-and negations of each statement of free text. It compares words; it does not understand them: a
-fact that is found may still be said of something else.
+`ground` looks up each value of a structured answer, or the numbers, dates, drug names, sides and
+negations of each statement of free text. It compares words and does not understand them: a fact
+that is found may still be about something else in the source.
 """
 
 from capt_local.grounding.facts import Grounding, ground, missing_from

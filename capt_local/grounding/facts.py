@@ -48,9 +48,9 @@ _SECTIONS = word_list("headings")
 
 
 class Grounding(msgspec.Struct, frozen=True):
-    """What was found of an answer, in its order.
+    """The facts and statements of an answer with their support in a source, in order.
 
-    `of` is what the source is: document, prompt, or the name of a field of a record.
+    `of` names the source: document, prompt, or the name of a field of a record.
     """
 
     of: str
@@ -59,13 +59,13 @@ class Grounding(msgspec.Struct, frozen=True):
 
     @property
     def unsupported(self) -> list[Fact | Statement]:
-        """Facts that the source does not have, and statements of which it has too little."""
+        """The facts and statements that the source does not support, by position."""
         each: list[Fact | Statement] = [*self.facts, *self.statements]
         return sorted((one for one in each if not one.supported), key=lambda one: one.start)
 
     @property
     def missing(self) -> tuple[int, int]:
-        """How many facts, and how many statements, are not supported."""
+        """The numbers of unsupported facts and unsupported statements."""
         facts, statements = (
             sum(not one.supported for one in each) for each in (self.facts, self.statements)
         )
@@ -73,7 +73,7 @@ class Grounding(msgspec.Struct, frozen=True):
 
     @property
     def reason(self) -> str:
-        """Why the answer is not wholly supported, in counts; empty where it is."""
+        """Why the answer is not fully supported, in counts; empty if it is."""
         facts, statements = self.missing
         parts = [f"{facts} of {len(self.facts)} facts"] if facts else []
         parts += [f"{statements} of {len(self.statements)} statements"] if statements else []
@@ -83,24 +83,24 @@ class Grounding(msgspec.Struct, frozen=True):
 def ground(
     answer: str, source: Source, *, schema: Mapping[str, Any] | None = None, of: str = "document"
 ) -> Grounding:
-    """Looks for the facts of an answer in a source.
+    """Looks up the facts of an answer in a source.
 
     The answer is free text, or an instance of `schema`, of which values of enumerations are not
-    looked for. Of a prompt without a document, figures alone are looked for: a question need not
-    hold its answer.
+    looked up. Against a prompt without a document only numbers and dates are checked: a question
+    need not contain its answer.
     """
     if schema is not None:
         return Grounding(of, list(_values(answer, source, schema)), [])
     facts: list[Fact] = []
     statements: list[Statement] = []
     for start, end in _statements(answer):
-        said = [
+        found = [
             word._replace(start=word.start + start, end=word.end + start)
             for word in words(answer[start:end])
         ]
-        if not content(said):
+        if not content(found):
             continue
-        score, span = source.statement(said)
+        score, span = source.statement(found)
         statements.append(
             Statement(
                 text=answer[start:end],
@@ -112,7 +112,7 @@ def ground(
                 page=source.page(span),
             )
         )
-        facts += sorted(_facts(answer, said, source), key=lambda fact: (fact.start, fact.end))
+        facts += sorted(_facts(answer, found, source), key=lambda fact: (fact.start, fact.end))
     if of == "prompt":
         return Grounding(of, [fact for fact in facts if fact.kind in ("number", "date")], [])
     return Grounding(of, facts, statements)
@@ -121,7 +121,7 @@ def ground(
 def missing_from(
     document: Document, schema: Mapping[str, Any] | None = None, of: str = "document"
 ) -> Callable[[str], tuple[int, int]]:
-    """Counts what a document lacks of an answer, as `Grounding.missing`; for many answers."""
+    """A function from answers to `Grounding.missing`, for many answers about one document."""
     source = Source(document)
     return lambda answer: ground(answer, source, schema=schema, of=of).missing
 
@@ -148,21 +148,23 @@ def _is_heading(text: str) -> bool:
     return all(word in _SECTIONS for word in found)
 
 
-def _facts(answer: str, said: Sequence[Word], source: Source) -> Iterator[Fact]:
+def _facts(answer: str, statement: Sequence[Word], source: Source) -> Iterator[Fact]:
     """Numbers, dates, drugs, sides and negations of a statement."""
     taken: set[int] = set()
-    for match in _DATE.finditer(answer, said[0].start, said[-1].end):
-        taken |= {i for i, word in enumerate(said) if match.start() <= word.start < match.end()}
+    for match in _DATE.finditer(answer, statement[0].start, statement[-1].end):
+        taken |= {
+            i for i, word in enumerate(statement) if match.start() <= word.start < match.end()
+        }
         found = _found(_date(source, [match[1], match[3], match[4]]))
         yield _fact("date", answer, *match.span(), found, source)
-    company = {stem(word.key) for word in content(said) if not word.number}
-    for i, word in enumerate(said):
+    context = {stem(word.key) for word in content(statement) if not word.number}
+    for i, word in enumerate(statement):
         if word.number and i not in taken:
-            end = said[i + 1].end if unit_at(said, i) else word.end
-            yield _fact("number", answer, word.start, end, source.number(said, i), source)
-        if drug := _drug(said, i):
+            end = statement[i + 1].end if unit_at(statement, i) else word.end
+            yield _fact("number", answer, word.start, end, source.number(statement, i), source)
+        if drug := _drug(statement, i):
             if places := source.drugs.get(drug) or source.places.get(stem(drug)):
-                place = max(places, key=lambda at: source.company(at, company - {stem(drug)}))
+                place = max(places, key=lambda at: source.proximity(at, context - {stem(drug)}))
                 same = source.words[place].key == word.key
                 how = Match.EXACT if same else Match.NORMALISED
                 found = how, source.span(place, place)
@@ -170,10 +172,10 @@ def _facts(answer: str, said: Sequence[Word], source: Source) -> Iterator[Fact]:
                 found = source.value(word.key, None)
             yield _fact("drug", answer, word.start, word.end, found, source)
         side = _SIDE_OF.get(word.key, word.key)
-        if side in _SIDES and (on := _named(answer, said, i)):
+        if side in _SIDES and (on := _named(answer, statement, i)):
             found = _found(_side(source, side, on))
             yield _fact("side", answer, word.start, on[-1].end, found, source)
-    yield from _negations(answer, said, source)
+    yield from _negations(answer, statement, source)
 
 
 def _found(span: Span | None) -> tuple[Match, Span | None]:
@@ -202,18 +204,18 @@ def _fact(
     )
 
 
-def _drug(said: Sequence[Word], at: int) -> str | None:
+def _drug(statement: Sequence[Word], at: int) -> str | None:
     """The name of a drug: one of the list, or a word in front of a dose."""
-    word = said[at]
+    word = statement[at]
     if word.key in drugs():
         return drugs()[word.key]
-    dosed = at + 2 < len(said) and said[at + 1].number and said[at + 2].key in _DOSES
+    dosed = at + 2 < len(statement) and statement[at + 1].number and statement[at + 2].key in _DOSES
     plain = word.key.isalpha() and len(word.key) > 4 and word.key not in STOP
     return word.key if dosed and plain and stem(word.key) not in COMMON | _NO_DRUG else None
 
 
 def _date(source: Source, parts: Sequence[str]) -> Span | None:
-    """Where a date stands, in any order of its parts, with the month as a number or a name."""
+    """The span of a date, in any order of its parts, with the month as a number or a name."""
     year = next((str(int(part)) for part in parts if len(part) == 4), None)
     numbers = [str(int(part)) for part in parts]
     rest = [part for part in numbers if part != year] if year else numbers[:2]
@@ -235,11 +237,11 @@ def _date(source: Source, parts: Sequence[str]) -> Span | None:
     return None
 
 
-def _named(answer: str, said: Sequence[Word], at: int) -> list[Word]:
-    """What a side is said of: up to three words behind it, in the same clause."""
+def _named(answer: str, statement: Sequence[Word], at: int) -> list[Word]:
+    """The body part of a side: up to three words after it, in the same clause."""
     found = []
-    for word in said[at + 1 : at + 4]:
-        between = answer[said[at].end : word.start]
+    for word in statement[at + 1 : at + 4]:
+        between = answer[statement[at].end : word.start]
         if re.search(r"[.,;:()]", between) or word.number or word.key in STOP:
             break
         found.append(word)
@@ -247,7 +249,7 @@ def _named(answer: str, said: Sequence[Word], at: int) -> list[Word]:
 
 
 def _side(source: Source, side: str, on: Sequence[Word]) -> Span | None:
-    """Where the source has something of a kind on this side."""
+    """The span of a body part near the same side in the source."""
     keys = _SIDES[side] if side != "bilateral" else ("bilateral", "bilaterally", "both", "left")
     sides = sorted(place for key in keys for place in source.keys.get(key, []))
     for word in reversed(on):
@@ -258,14 +260,14 @@ def _side(source: Source, side: str, on: Sequence[Word]) -> Span | None:
     return None
 
 
-def _negations(answer: str, said: Sequence[Word], source: Source) -> Iterator[Fact]:
-    """Terms that a statement denies, and symptoms that it has though the source denies them."""
+def _negations(answer: str, statement: Sequence[Word], source: Source) -> Iterator[Fact]:
+    """Terms that a statement denies, and symptoms that it asserts but the source denies."""
     until = -1
-    for i, word in enumerate(said):
+    for i, word in enumerate(statement):
         key = stem(word.key)
         if word.key in _DENIES:
-            clause = _CLAUSE.search(answer, word.end, said[-1].end)
-            until = clause.start() if clause else said[-1].end
+            clause = _CLAUSE.search(answer, word.end, statement[-1].end)
+            until = clause.start() if clause else statement[-1].end
             continue
         if word.number or word.key in STOP or len(word.key) < 4:
             continue
@@ -279,13 +281,13 @@ def _negations(answer: str, said: Sequence[Word], source: Source) -> Iterator[Fa
             key in _SYMPTOMS
             and places
             and all(_denied(source, place) for place in places)
-            and not any(other.key in _NEGATES for other in said[max(0, i - 6) : i])
+            and not any(other.key in _NEGATES for other in statement[max(0, i - 6) : i])
         ):
             yield _fact("negation", answer, word.start, word.end, _found(None), source)
 
 
 def _is_negated(source: Source, place: int) -> bool:
-    """Whether a word of the source has a negation around it, be it in the answer to a question."""
+    """Whether a word of the source has a negation near it, such as "no" in answer to a question."""
     around = source.words[max(0, place - _BEFORE) : place + _AFTER]
     return any(word.key in _NEGATES for word in around)
 
@@ -316,8 +318,8 @@ def _values(answer: str, source: Source, schema: Mapping[str, Any]) -> Iterator[
             continue
         owner = path.rpartition(".")[0]
         how, span = source.value(text.strip(), near.get(owner))
-        if how is Match.UNSUPPORTED and (said := words(text)) and all(w.number for w in said):
-            how, span = source.number(said, 0) if len(said) == 1 else (how, span)
+        if how is Match.UNSUPPORTED and (found := words(text)) and all(w.number for w in found):
+            how, span = source.number(found, 0) if len(found) == 1 else (how, span)
         if span is not None:
             near.setdefault(owner, span)
         yield _fact("value", answer, start, end, (how, span), source, path)

@@ -1,6 +1,6 @@
-"""A source as positions of words: where a value, a number or a statement stands in it.
+"""A source as an index of word positions, to find values, numbers and statements in it.
 
-Texts are compared as words: numbers in digits, units and spellings in one form, stems.
+Texts are compared as normalised words: numbers in digits, units and spellings unified, stems.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SPELLED = _VALUES.keys() | _ORDINALS.keys()
 
 
 class Word(NamedTuple):
-    """A word of a text: how it is compared, its characters, and whether it is a number."""
+    """A word of a text: its normalised form, its span in characters, whether it is a number."""
 
     key: str
     start: int
@@ -66,7 +66,7 @@ UNITS, MONTHS, _SAME = _inverse("units"), _inverse("months"), _inverse("same")
 
 @cache
 def drugs() -> dict[str, str]:
-    """Names of drugs, each with the name that stands for it: the generic one of a brand."""
+    """Names of drugs, each with its generic name."""
     lines = (_DATA / "drugs.txt").read_text("utf-8").splitlines()
     names = [line.split() for line in lines if line and not line.startswith("#")]
     return {name: each[0] for each in names for name in each}
@@ -195,7 +195,7 @@ Place = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
-    """A value or a part of a statement, and where the source has it; places in characters."""
+    """A value or a part of a statement, and its span in the source; positions in characters."""
 
     kind: str  # value, number, date, drug, side or negation
     text: str
@@ -212,9 +212,9 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
-    """A sentence or line of an answer, and where the source has most of its words.
+    """A sentence or line of an answer, and the span of the source with most of its words.
 
-    `score` is the share of its words that the source has, half of it close together.
+    `score` averages the weighted shares of its words in the source and within one such span.
     """
 
     text: str
@@ -251,12 +251,12 @@ class Source:
         """The page on which a span begins."""
         return None if span is None else self.document.page(span[0])
 
-    def statement(self, said: Sequence[Word]) -> tuple[float, Span | None]:
-        """The score of a statement, and where most of its words stand close together."""
+    def statement(self, statement: Sequence[Word]) -> tuple[float, Span | None]:
+        """The score of a statement, and the span with most of its words close together."""
         weights = {
             key: 1.3 if number else 0.5 if key in COMMON else 1.0
             for key, number in {
-                (w.key if w.number else stem(w.key), w.number) for w in content(said)
+                (w.key if w.number else stem(w.key), w.number) for w in content(statement)
             }
         }
         total = sum(weights.values())
@@ -275,26 +275,26 @@ class Source:
     ) -> tuple[float, Span | None]:
         """The most weight within a window of words, each counted once, and its span."""
         counts: dict[str, int] = defaultdict(int)
-        best, found, held, begin = 0.0, None, 0.0, 0
+        best, found, weight, begin = 0.0, None, 0.0, 0
         for end, (place, key) in enumerate(hits):
             counts[key] += 1
-            held += weights[key] if counts[key] == 1 else 0.0
+            weight += weights[key] if counts[key] == 1 else 0.0
             while hits[begin][0] < place - _WINDOW or counts[hits[begin][1]] > 1:
                 left = hits[begin][1]
                 counts[left] -= 1
-                held -= weights[left] if not counts[left] else 0.0
+                weight -= weights[left] if not counts[left] else 0.0
                 begin += 1
-            if held > best + 1e-9:
-                best, found = held, self.span(hits[begin][0], hits[end][0])
+            if weight > best + 1e-9:
+                best, found = weight, self.span(hits[begin][0], hits[end][0])
         return best, found
 
-    def number(self, said: Sequence[Word], at: int) -> tuple[Match, Span | None]:
-        """Where a number of a statement stands; of several places the one in the same company.
+    def number(self, statement: Sequence[Word], at: int) -> tuple[Match, Span | None]:
+        """The span of a number of a statement; of several, that with the most similar context.
 
-        A place with another unit is none.
+        A number with another unit does not match.
         """
-        key, unit = said[at].key, unit_at(said, at)
-        company = {stem(word.key) for word in content(said) if not word.number}
+        key, unit = statement[at].key, unit_at(statement, at)
+        context = {stem(word.key) for word in content(statement) if not word.number}
         best, found = -1.0, None
         for place in self.keys.get(key, []):
             if not self.words[place].number:
@@ -302,7 +302,7 @@ class Source:
             here = unit_at(self.words, place)
             if unit and here and here != unit:
                 continue
-            score = self.company(place, company) + (0.5 if unit == here else 0.0)
+            score = self.proximity(place, context) + (0.5 if unit == here else 0.0)
             if score > best:
                 best, found = score, place
         if found is None:
@@ -311,8 +311,8 @@ class Source:
         written = self.text[self.words[found].start : self.words[found].end]
         return Match.EXACT if written == key else Match.NORMALISED, self.span(found, last)
 
-    def company(self, place: int, stems: Iterable[str]) -> float:
-        """How near words stand to a place: for each 1, less what its distance takes."""
+    def proximity(self, place: int, stems: Iterable[str]) -> float:
+        """How close words are to a position: a sum of 1 (common words 0.5) less the distance."""
         score = 0.0
         for key in stems:
             places = self.places.get(key)
@@ -324,27 +324,27 @@ class Source:
         return score
 
     def value(self, value: str, near: Span | None) -> tuple[Match, Span | None]:
-        """Where a text that is not empty stands; of several places the nearest to `near`."""
+        """The span of a non-empty value; of several, the nearest to `near`."""
         pattern = re.escape(value)
         pattern = (r"(?<!\w)" if value[0].isalnum() else "") + pattern
         pattern += r"(?!\w)" if value[-1].isalnum() else ""
         if exact := [match.span() for match in re.finditer(pattern, self.text)]:
             return Match.EXACT, nearest(exact, near)
-        said = words(value)
-        if said and (places := self._run([word.key for word in said])):
+        found = words(value)
+        if found and (places := self._run([word.key for word in found])):
             return Match.NORMALISED, nearest([self.span(*place) for place in places], near)
-        if 4 <= len(value) <= _LONGEST_FUZZY and said:
+        if 4 <= len(value) <= _LONGEST_FUZZY and found:
             from rapidfuzz import fuzz  # most answers need none
 
-            found = fuzz.partial_ratio_alignment(
+            similar = fuzz.partial_ratio_alignment(
                 value.casefold(), self.text.casefold(), score_cutoff=FUZZY
             )
-            if found is not None and len(self.text) == len(self.text.casefold()):
-                return self._whole_words(value, found.dest_start, found.dest_end)
+            if similar is not None and len(self.text) == len(self.text.casefold()):
+                return self._whole_words(value, similar.dest_start, similar.dest_end)
         return Match.UNSUPPORTED, None
 
     def _run(self, keys: Sequence[str]) -> list[tuple[int, int]]:
-        """Runs of words with these keys."""
+        """The ranges of consecutive words with these keys."""
         length = len(keys)
         return [
             (place, place + length - 1)
@@ -353,7 +353,7 @@ class Source:
         ]
 
     def _whole_words(self, value: str, start: int, end: int) -> tuple[Match, Span | None]:
-        """A part of the source, as whole words; no match where its numbers are others."""
+        """Extends a fuzzy match to whole words; no match if its numbers differ."""
         from rapidfuzz import fuzz
 
         first = max(0, bisect.bisect_right(self.starts, start) - 1)
@@ -370,18 +370,20 @@ class Source:
 
 
 def nearest(spans: Sequence[Span], near: Span | None) -> Span:
-    """The span that is nearest to another one; the first where there is none."""
+    """The span nearest to `near`; the first one if `near` is None."""
     if near is None:
         return spans[0]
     return min(spans, key=lambda span: max(span[0] - near[1], near[0] - span[1]))
 
 
-def unit_at(said: Sequence[Word], at: int) -> str | None:
-    """The unit behind a number; None where there is none, or a count of something."""
-    unit = said[at + 1].key if at + 1 < len(said) else ""
+def unit_at(statement: Sequence[Word], at: int) -> str | None:
+    """The unit after a number; None if there is none, or only a countable such as tablets."""
+    unit = statement[at + 1].key if at + 1 < len(statement) else ""
     return unit if unit in _MEASURES else None
 
 
-def content(said: Iterable[Word]) -> list[Word]:
-    """The words that say what a statement is about."""
-    return [word for word in said if word.number or (word.key not in STOP and len(word.key) > 1)]
+def content(statement: Iterable[Word]) -> list[Word]:
+    """The content words: numbers, and words that are no stop words."""
+    return [
+        word for word in statement if word.number or (word.key not in STOP and len(word.key) > 1)
+    ]

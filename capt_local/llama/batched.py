@@ -1,10 +1,10 @@
-"""Several texts at once on one context: each is a sequence with memory of its own, a lane.
+"""Batched decoding: several sequences on one context, each with KV cells of its own.
 
-Short parts of many texts go through the model together; long ones (prompts) by themselves, in
-batches that depend on nothing but the text. What a text gives is the same bit for bit whatever runs
-beside it: a backend computes a token alike at every place of batches of some sizes. Which these are
-is tried out, and only these are used: a batch that would have another size is filled up with tokens
-for neighbours, who forget them at once. Where there are none, each lane has batches of its own.
+Single tokens of many sequences are decoded together; long texts (prompts) in batches of their own,
+which depend on the text alone. The logits of a sequence are bit for bit the same whatever else is
+decoded: for some batch sizes a backend computes a token identically at every index of the batch.
+These sizes are found by trial, and only they are used: a smaller batch is padded with tokens for
+neighbouring sequences, removed at once. Without such sizes, each sequence has its own batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from capt_local.errors import CaptError, MemoryShortage
-from capt_local.llama.context import Context, Rows, cells_of_lane, is_recurrent
+from capt_local.llama.context import Context, Rows, cells_per_sequence, is_recurrent
 from capt_local.llama.devices import Kernels
 from capt_local.llama.library import library
 from capt_local.llama.model import LlamaModel, RunningSequence, are_finite
@@ -26,31 +26,33 @@ from capt_local.llama.options import LoadOptions
 from capt_local.llama.resources import MemoryEstimate, available_memory, estimate
 from capt_local.llama.weights import Weights
 
-# Tokens of a text that still go along with those of others; beyond, a batch of its own pays.
+# Most tokens of a sequence to decode together with others'; more are cheaper in their own batch.
 MOST_TOGETHER = 4
-_CELLS, _TRIED = 32, 4  # tokens of text, and tokens behind it, that sizes of batches are tried on
-_PAD = 0  # any token will do; nobody reads what it gives
-_FEW = 4  # rows that a step may need; space for so many is kept
+_CELLS, _TRIED = 32, 4  # batch sizes are tried on _TRIED tokens after a text of _CELLS tokens
+_PAD = 0  # any token: its logits are not used
+_FEW = 4  # rows that a step may need; memory for so many is kept
 
 
 class Part(NamedTuple):
-    """Tokens to append to a lane, and how many of the last of them want their logits."""
+    """Tokens to append to a sequence, and the number of last ones whose logits are needed."""
 
-    lane: Lane
+    slot: SequenceSlot
     tokens: Sequence[int]
     rows: int
 
 
-class Lane(RunningSequence):
-    """One sequence of several on a context.
+class SequenceSlot(RunningSequence):
+    """One of several sequences on a context.
 
     Attributes:
-        rows: what its last part gave, in memory of its own, so that no other lane overwrites them.
+        rows: logits of its last part, in memory of its own that no other sequence overwrites.
     """
 
-    _owner: Lanes
+    _owner: BatchedContext
 
-    def __init__(self, owner: Lanes, context: Context, number: int, scratch: int | None) -> None:
+    def __init__(
+        self, owner: BatchedContext, context: Context, number: int, scratch: int | None
+    ) -> None:
         super().__init__(owner, context, number, scratch)
         self.batch_floor = owner.batch_floor
         self._kept: Rows = np.empty((1, len(self.vocabulary)), np.float32)
@@ -76,7 +78,7 @@ class Lane(RunningSequence):
         return super().peek(tokens, rows)
 
     def make_room(self, count: int) -> None:
-        """Makes space for so many rows. Many are needed for prompts alone, so they do not stay."""
+        """Allocates `rows`. Large arrays are needed for prompts only, so they are not kept."""
         width = len(self.vocabulary)
         if count > _FEW:
             self.rows = np.empty((count, width), np.float32)
@@ -86,25 +88,25 @@ class Lane(RunningSequence):
         self.rows = self._kept[:count]
 
     def close(self) -> None:
-        """Nothing: all lanes close together."""
+        """Does nothing: all sequences are closed with their context."""
 
 
-class Lanes:
+class BatchedContext:
     """One context on shared weights, with several sequences. Not for use from two threads.
 
     Args:
         weights: kept until `close`.
         options: of the context; each lane holds as many tokens as a context of its own would.
-        count: lanes that are wanted; there are at least two.
+        count: number of sequences; at least two are made.
         name: for error messages, such as the role in the trio.
         batch_floor: of the model that has one running sequence.
 
     Attributes:
-        slots: the models, one a lane.
-        max_tokens_together: so many tokens of a lane go along with those of others.
-        chunk: so many tokens of a long text go into one batch.
-        decoded: tokens that texts have had decoded so far.
-        sizes: of batches, which make no difference to any bit.
+        slots: the sequences; each is a `Model`.
+        max_tokens_together: most tokens of a sequence that are batched with those of others.
+        chunk: largest batch for a long text, in tokens.
+        decoded: tokens decoded so far, without padding.
+        sizes: batch sizes that give bit-identical logits.
         should_stop: called while long texts are computed; True ends that with `Cancelled`.
     """
 
@@ -127,18 +129,18 @@ class Lanes:
         self.sizes: tuple[int, ...] = ()
         count = max(count, 2)
         try:
-            # A memory that cannot forget is read ahead on a copy (`peek`), and takes no token that
-            # nobody asked for.
+            # A memory that cannot be rewound needs a sequence for copies (`peek`), and its batches
+            # cannot be padded.
             self.can_rewind = not is_recurrent(library().api, weights)
             scratch = None if self.can_rewind else count
-            self._context = Context(weights, options, lanes=count + (scratch is not None))
+            self._context = Context(weights, options, slots=count + (scratch is not None))
         except BaseException:
             weights.close()
             raise
         self.limit = self._context.limit
         self._batch = self._context.batch
         self.chunk = self._context.chunk
-        self.slots = [Lane(self, self._context, number, scratch) for number in range(count)]
+        self.slots = [SequenceSlot(self, self._context, number, scratch) for number in range(count)]
         self._kernels = weights.metadata.kernels
         try:
             if self.can_rewind:
@@ -147,37 +149,39 @@ class Lanes:
             self.close()
             raise
 
-    def run(self, parts: Sequence[tuple[Lane, Sequence[int], int]]) -> list[Rows | CaptError]:
-        """Appends tokens to lanes, one token of each at a time.
+    def run(
+        self, parts: Sequence[tuple[SequenceSlot, Sequence[int], int]]
+    ) -> list[Rows | CaptError]:
+        """Appends tokens to several sequences, one token of each per batch.
 
         Args:
-            parts: lane, tokens, and after how many of the last of them logits are wanted; at most
-                one for each lane.
+            parts: sequence, tokens, and the number of last tokens whose logits are needed; at most
+                one part per sequence.
 
         Returns:
-            For each part its rows, shape (rows, vocabulary), which the next part of the same lane
-            overwrites, or what went wrong with it: then its lane is what it was before, or empty
-            where the memory cannot forget a part. The others are not concerned.
+            For each part its rows, shape (rows, vocabulary), overwritten by the next part of the
+            same sequence; or its error, after which its sequence is as before, or empty if the
+            memory cannot be rewound. An error does not affect the other parts.
         """
         done: dict[int, Rows | CaptError] = {}
-        # Adapters belong to the context: lanes with other scales go by themselves.
+        # Adapter scales belong to the context: sequences with other scales get their own batches.
         groups: dict[tuple[float, ...], list[Part]] = {}
         for part in (wanted := [Part(*part) for part in parts]):
-            if error := part.lane.overflow(len(part.tokens)):
-                done[part.lane.number] = error
+            if error := part.slot.overflow(len(part.tokens)):
+                done[part.slot.number] = error
             else:
-                groups.setdefault(part.lane.adapter_scales, []).append(part)
+                groups.setdefault(part.slot.adapter_scales, []).append(part)
         for scales, together in groups.items():
             self._context.scale_adapters(scales)
             for part, result in zip(together, self._attempt(together), strict=True):
-                done[part.lane.number] = result
-        return [done[part.lane.number] for part in wanted]
+                done[part.slot.number] = result
+        return [done[part.slot.number] for part in wanted]
 
-    def share(self, source: Lane, target: Lane, length: int) -> bool:
-        """Gives a lane the first tokens of another; what it held is dropped.
+    def share(self, source: SequenceSlot, target: SequenceSlot, length: int) -> bool:
+        """Replaces the contents of `target` by the first `length` tokens of `source`.
 
         Returns:
-            False where the memory cannot do that: nothing has changed.
+            False if the memory cannot do that; then nothing has changed.
         """
         if not self.can_rewind or source is target or not 0 < length <= source.position:
             return False
@@ -187,12 +191,12 @@ class Lanes:
         target.position = source.position
         return target.cut(length)
 
-    def pack(self, used: Iterable[Lane]) -> None:
-        """Gives these lanes the first places, if batches of neighbours are cheaper then.
+    def pack(self, used: Iterable[SequenceSlot]) -> None:
+        """Moves these sequences to the lowest numbers, if that makes their batches cheaper.
 
-        The lanes that were there are emptied.
+        The sequences that had these numbers are cleared.
         """
-        numbers = sorted(lane.number for lane in used)
+        numbers = sorted(slot.number for slot in used)
         count, sizes, kernels = len(self.slots), self.sizes, self._kernels
         packed = cost_of(tuple(range(len(numbers))), count, sizes, kernels)
         if not self.can_rewind or packed >= cost_of(tuple(numbers), count, sizes, kernels):
@@ -212,19 +216,19 @@ class Lanes:
             self.weights.close()
 
     def _attempt(self, parts: Sequence[Part]) -> list[Rows | CaptError]:
-        """Computes parts; where that fails, each by itself, to find the one that is to blame."""
-        starts = [part.lane.position for part in parts]
+        """Decodes parts together; if that fails, one by one, to find the part that fails."""
+        starts = [part.slot.position for part in parts]
         for part in parts:
-            part.lane.make_room(part.rows)
+            part.slot.make_room(part.rows)
         try:
             for at in range(max(len(part.tokens) for part in parts)):
-                # The first token of each part, then the second of those that have one, ...
-                here = {part.lane.number: part for part in parts if at < len(part.tokens)}
+                # The first token of each part, then the second tokens, ...
+                here = {part.slot.number: part for part in parts if at < len(part.tokens)}
                 for first, stop in self._spans(sorted(here)):
                     self._pass(first, stop, at, here)
         except BaseException as error:
             for part, start in zip(parts, starts, strict=True):
-                part.lane.cut(start)
+                part.slot.cut(start)
             if not isinstance(error, CaptError):
                 raise
             if len(parts) == 1:
@@ -233,50 +237,50 @@ class Lanes:
         self.decoded += sum(len(part.tokens) for part in parts)
         found: list[Rows | CaptError] = []
         for part, start in zip(parts, starts, strict=True):
-            if part.rows and not are_finite(part.lane.rows):
-                part.lane.cut(start)
-                found.append(part.lane.not_finite())
+            if part.rows and not are_finite(part.slot.rows):
+                part.slot.cut(start)
+                found.append(part.slot.not_finite_error())
             else:
-                found.append(part.lane.rows)
+                found.append(part.slot.rows)
         return found
 
     def _spans(self, numbers: Sequence[int]) -> Sequence[tuple[int, int]]:
-        """The lanes of each batch, neighbours all: llama.cpp computes no others together."""
+        """The batches as ranges of sequences: llama.cpp needs consecutive ones in a batch."""
         if not self.can_rewind:
             return [(number, number + 1) for number in numbers]
         return spans(tuple(numbers), len(self.slots), self.sizes, self._kernels)
 
     def _pass(self, first: int, stop: int, at: int, here: dict[int, Part]) -> None:
-        """One token of each lane from `first` on, which some of them forget at once."""
-        lanes = self.slots[first:stop]
-        parts = [here.get(lane.number) for lane in lanes]
+        """Decodes token `at` of each part in a batch of sequences [first, stop), and padding."""
+        slots = self.slots[first:stop]
+        parts = [here.get(slot.number) for slot in slots]
         tokens = [_PAD if part is None else part.tokens[at] for part in parts]
         wanted = [part is not None and at >= len(part.tokens) - part.rows for part in parts]
-        asked = list(wanted)
+        requested = list(wanted)
         if any(wanted) and self.can_rewind:
-            # The last layer is computed for the rows alone, and their number is a size, too.
+            # The last layer is computed for the output rows only, so their number is padded too.
             others = [place for place, row in enumerate(wanted) if not row]
-            size = next(size for size in (*self.sizes, len(lanes)) if size >= sum(wanted))
+            size = next(size for size in (*self.sizes, len(slots)) if size >= sum(wanted))
             for place in others[: size - sum(wanted)]:
-                asked[place] = True
-        self._batch.fill_lanes(first, tokens, [lane.position for lane in lanes], asked)
+                requested[place] = True
+        self._batch.fill_sequences(first, tokens, [slot.position for slot in slots], requested)
         try:
             self._context.decode()
-            for lane, part in zip(lanes, parts, strict=True):
-                lane.position += part is not None
+            for slot, part in zip(slots, parts, strict=True):
+                slot.position += part is not None
         finally:
-            for lane, part in zip(lanes, parts, strict=True):
+            for slot, part in zip(slots, parts, strict=True):
                 if part is None:
-                    lane.cut(lane.position)
+                    slot.cut(slot.position)
         if any(wanted):
-            places = np.cumsum(asked) - 1
-            rows = self._context.rows(sum(asked))
+            places = np.cumsum(requested) - 1
+            rows = self._context.rows(sum(requested))
             for part, own, place in zip(parts, wanted, places, strict=True):
                 if own and part is not None:
-                    part.lane.rows[at - len(part.tokens) + part.rows] = rows[place]
+                    part.slot.rows[at - len(part.tokens) + part.rows] = rows[place]
 
     def _choose_sizes(self) -> None:
-        """Finds the sizes of batches that give the same bits, at every place in them."""
+        """Finds the batch sizes that give identical bits at every index of the batch."""
         count = len(self.slots)
         if self.limit < _CELLS + _TRIED:
             self.sizes = (1,)
@@ -285,51 +289,51 @@ class Lanes:
         first = self.slots[0]
         self.sizes = (1,)
         first.extend(text[:_CELLS], 0)
-        for lane in self.slots[1:]:
-            self.share(first, lane, _CELLS)
+        for slot in self.slots[1:]:
+            self.share(first, slot, _CELLS)
         classes: dict[bytes, list[int]] = {}
         steps = {1, 2, *range(4, min(count, 8), 2), *range(8, count, 4), count}
         for size in sorted(size for size in steps if size <= count):
             self.sizes = (size,)
-            lanes, found = self.slots[:size], [b""] * size
+            slots, found = self.slots[:size], [b""] * size
             for at in range(_TRIED):
-                for lane in lanes:
-                    lane.make_room(1)
+                for slot in slots:
+                    slot.make_room(1)
                 tokens = text[_CELLS : _CELLS + at + 1]
-                self._pass(0, size, at, {lane.number: Part(lane, tokens, 1) for lane in lanes})
-                found = [old + lane.rows.tobytes() for old, lane in zip(found, lanes, strict=True)]
+                self._pass(0, size, at, {slot.number: Part(slot, tokens, 1) for slot in slots})
+                found = [old + slot.rows.tobytes() for old, slot in zip(found, slots, strict=True)]
             if len(set(found)) == 1:
                 classes.setdefault(hashlib.sha256(found[0]).digest(), []).append(size)
-            for lane in lanes:
-                lane.cut(_CELLS)
-        for lane in self.slots:
-            lane.cut(0)
+            for slot in slots:
+                slot.cut(_CELLS)
+        for slot in self.slots:
+            slot.cut(0)
         self.sizes = best_sizes(map(tuple, classes.values()), count, self._kernels)
 
 
-MOST_LANES = 256  # llama.cpp keeps sequence ids in a bit set of so many
+MAX_SEQUENCES = 256  # llama.cpp keeps sequence ids in a bit set of so many
 
 _GPU_RESERVE = 256 << 20  # left free for the backend itself
 _MIB = 1 << 20
 
 
-def open_lanes(models: Mapping[str, LlamaModel], count: int) -> dict[str, Lanes]:
-    """Makes `count` lanes (at least two) beside the context that each model has, by role.
+def open_batched(models: Mapping[str, LlamaModel], count: int) -> dict[str, BatchedContext]:
+    """Makes for each model a second context with `count` sequences (at least two), by role.
 
     Raises:
-        MemoryShortage: so many do not fit; says how many would.
+        MemoryShortage: so many do not fit; the message says how many would.
     """
     count = max(count, 2)
     _check_fits(models, count)
-    made: dict[str, Lanes] = {}
+    made: dict[str, BatchedContext] = {}
     try:
         for role, model in models.items():
-            made[role] = Lanes(
+            made[role] = BatchedContext(
                 model.weights, model.options, count, name=role, batch_floor=model.batch_floor
             )
     except BaseException:
-        for lanes in made.values():
-            lanes.close()
+        for context in made.values():
+            context.close()
         raise
     return made
 
@@ -337,10 +341,12 @@ def open_lanes(models: Mapping[str, LlamaModel], count: int) -> dict[str, Lanes]
 def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
     needed = {}  # by the first lane of a model; more of them take its KV cache again
     for role, model in models.items():
-        cells = cells_of_lane(model.weights, model.options)
+        cells = cells_per_sequence(model.weights, model.options)
         found = estimate(model.weights.header, replace(model.options, context=cells))
         needed[role] = replace(found, weights=0, movable=(0,) * found.layers, adapters=0)
-    beside = [one.beside_gpu(models[role].metadata.gpu_layers) for role, one in needed.items()]
+    beside = [
+        one.without_gpu_layers(models[role].metadata.gpu_layers) for role, one in needed.items()
+    ]
     most = min(count, _fitting(beside, available_memory()))
     for device in library().devices():
         there = []
@@ -361,7 +367,7 @@ def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
 
 
 def _fitting(needed: list[MemoryEstimate], free: int) -> int:
-    """How many lanes fit beside the buffers."""
+    """Number of sequences that fit beside the buffers."""
     each = sum(one.kv_cache for one in needed)
     return int(max(0, free - sum(one.buffers for one in needed)) // max(each, 1))
 
@@ -372,7 +378,7 @@ def spans(
 ) -> tuple[tuple[int, int], ...]:
     """The cheapest ranges (first, one behind the last) of neighbours that hold some lanes.
 
-    The `numbers` of these lanes ascend, of `count` in all; a range has one of the `sizes`.
+    `numbers`: of these sequences, ascending, of `count` in all; `sizes`: allowed sizes of a range.
     """
     # The cheapest way to cover the wanted lanes below each lane, and the range that ends there.
     costs = [0.0] + [float("inf")] * count
@@ -397,18 +403,18 @@ def spans(
 def cost_of(
     numbers: tuple[int, ...], count: int, sizes: tuple[int, ...], kernels: Kernels
 ) -> float:
-    """What the batches for these lanes cost, in batches of one; see `spans`."""
+    """The cost of the batches for these sequences, in batches of one token; see `spans`."""
     return sum(kernels.cost(stop - at) for at, stop in spans(numbers, count, sizes, kernels))
 
 
 def best_sizes(classes: Iterable[tuple[int, ...]], count: int, kernels: Kernels) -> tuple[int, ...]:
-    """Of several sets of sizes the one that serves all lanes, and one alone, at the least cost."""
+    """The set of sizes with the least total cost for all sequences and for a single one."""
 
-    def price(sizes: tuple[int, ...]) -> float:
-        return sum(cost_of(lanes, count, sizes, kernels) for lanes in (tuple(range(count)), (0,)))
+    def batch_cost(sizes: tuple[int, ...]) -> float:
+        return sum(cost_of(slots, count, sizes, kernels) for slots in (tuple(range(count)), (0,)))
 
     def covers(sizes: tuple[int, ...]) -> bool:
         held = spans(tuple(range(count)), count, sizes, kernels)
         return sum(stop - first for first, stop in held) == count
 
-    return min(filter(covers, classes), key=price)
+    return min(filter(covers, classes), key=batch_cost)

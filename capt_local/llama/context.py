@@ -30,7 +30,7 @@ _RUNNING = 0  # the sequence that `extend` appends to
 
 
 class Batch:
-    """Space for `size` tokens, each of one sequence; `raw` is what `llama_decode` takes."""
+    """A `llama_batch` (`raw`) with space for `size` tokens, each in one sequence."""
 
     def __init__(self, api: Any, size: int) -> None:
         self.size = size
@@ -55,7 +55,7 @@ class Batch:
         )
 
     def fill_one(self, token: int, position: int, row: bool) -> None:
-        """One token of the running sequence; the path of every step, so without slices."""
+        """One token of the running sequence; called at every step, so without slices."""
         self._tokens[0] = token
         self._positions[0] = position
         self._sequences[0] = 0
@@ -73,7 +73,7 @@ class Batch:
     ) -> None:
         """Consecutive tokens of one sequence, with logits after the last `rows`.
 
-        Tokens that mean nothing, `padding` of them, are put behind.
+        `padding` arbitrary tokens are added after them.
         """
         count, size = len(tokens), len(tokens) + padding
         self._tokens[:count] = tokens
@@ -84,7 +84,7 @@ class Batch:
         self._wanted[count - rows : count] = 1
         self.raw.n_tokens = size
 
-    def fill_lanes(
+    def fill_sequences(
         self, first: int, tokens: Sequence[int], positions: Sequence[int], rows: Sequence[bool]
     ) -> None:
         """One token of each of the sequences `first`, `first` + 1, ..."""
@@ -97,31 +97,31 @@ class Batch:
 
 
 class Context:
-    """The KV cache and buffers of one model, and the calls that a step needs.
+    """A `llama_context`: KV cache and buffers on shared weights, which must stay open.
 
-    With `lanes` = 0 there are one running sequence and a scratch copy of it; else as many
-    sequences with memory of their own, each for the whole context. The weights must stay open.
+    With `slots` = 0 it has one running sequence and one for a scratch copy; else `slots` sequences,
+    each with cells of its own for the whole context.
 
     Attributes:
-        batch: what the next `decode` computes.
-        limit: tokens of a sequence that fit.
-        chunk: so many tokens of a long text go into one batch.
-        open: until `close`.
-        can_rewind: whether the memory can forget a part of a sequence.
-        notes: what was decided without being asked for.
-        seconds: time in llama.cpp so far, computing and waiting for it.
-        calls: batches computed so far.
+        batch: the batch that the next `decode` computes.
+        limit: tokens that a sequence can hold.
+        chunk: largest batch for a long text, in tokens.
+        open: false after `close`.
+        can_rewind: whether the end of a sequence can be dropped.
+        notes: messages for the user about automatic decisions.
+        seconds: time in llama.cpp so far, waiting for a GPU included.
+        calls: calls of `llama_decode` so far.
         adapter_scales: of its adapters, in their order.
     """
 
-    def __init__(self, weights: Weights, options: LoadOptions, *, lanes: int = 0) -> None:
+    def __init__(self, weights: Weights, options: LoadOptions, *, slots: int = 0) -> None:
         self._library: Library = library()
         api = self._library.api
         on_gpu = weights.metadata.gpu_layers > 0
         self._threads = ThreadCount(options.threads, follow=options.flash(on_gpu) == "off")
         self._name = weights.metadata.name
-        self._apart = bool(lanes)
-        self._address = self._allocate(weights, options, lanes or SEQUENCES)
+        self._apart = bool(slots)
+        self._address = self._allocate(weights, options, slots or SEQUENCES)
         self.adapter_scales: tuple[float, ...] = ()
         try:
             self._adapters = [weights.adapter(one.path) for one in options.adapters]
@@ -134,8 +134,8 @@ class Context:
         self.batch = Batch(api, int(api.llama_n_batch(self._address)))
         self.chunk = min(self.batch.size, options.batch_size(on_gpu))
         self.limit = self._usable(weights, options)
-        told = (note for one in self._adapters for note in one.notes)
-        self.notes = (*notes(weights, options, self.limit), *told)
+        adapter_notes = (note for one in self._adapters for note in one.notes)
+        self.notes = (*notes(weights, options, self.limit), *adapter_notes)
         self._width = len(weights.vocabulary)
         self.can_rewind = not is_recurrent(api, weights)
         self.seconds = 0.0
@@ -143,17 +143,17 @@ class Context:
         self._views: dict[tuple[int, int], Rows] = {}
 
     def _allocate(self, weights: Weights, options: LoadOptions, sequences: int) -> int:
-        """The address of a new context; where llama.cpp gives none, an error in its own words."""
+        """The address of a new context; raises with llama.cpp's own message if it fails."""
         api, on_gpu = self._library.api, weights.metadata.gpu_layers > 0
         parameters = api.llama_context_default_params()
         parameters.n_ctx = context_size(weights.header, options)
         parameters.n_batch = options.batch_size(on_gpu)
         if self._apart:
-            parameters.n_ctx = sequences * cells_of_lane(weights, options)
+            parameters.n_ctx = sequences * cells_per_sequence(weights, options)
             parameters.n_batch = max(parameters.n_batch, sequences)
         parameters.n_ubatch = parameters.n_batch
         parameters.n_seq_max = sequences
-        # llama.cpp reserves a row for each sequence, and aborts where that is not allowed for.
+        # llama.cpp reserves an output row for each sequence, and aborts if there are fewer.
         parameters.n_outputs_max = max(options.max_rows, sequences)
         parameters.n_threads = parameters.n_threads_batch = self._threads.count
         parameters.flash_attn_type = _FLASH[options.flash(on_gpu)]
@@ -171,7 +171,7 @@ class Context:
         raise ModelError(f"{self._name} cannot be run: {reason or 'llama.cpp gives no reason'}.")
 
     def _bind(self) -> None:
-        """Prototypes with plain addresses, which cost less per call than the binding's."""
+        """Declares C functions with plain addresses, cheaper to call than the binding's."""
         api, address, number = self._library.api, ctypes.c_void_p, ctypes.c_int32
         function = self._library.function
         self._handle = address(self._address)
@@ -185,7 +185,7 @@ class Context:
         self._clear = function("llama_memory_clear", None, address, ctypes.c_bool)
 
     def decode(self) -> None:
-        """Computes the batch; where it fails, part of it may have been added to the memory.
+        """Computes the batch. After a failure part of it may be in the memory.
 
         Raises:
             ContextOverflow, Cancelled, MemoryShortage, ModelError: by llama.cpp's return code.
@@ -201,10 +201,7 @@ class Context:
             raise self._failure(code)
 
     def scale_adapters(self, scales: tuple[float, ...]) -> None:
-        """Gives the adapters other weights; what was read with others stays in the memory.
-
-        Other contexts on the same weights do not see them.
-        """
+        """Sets the scales of the LoRA adapters, in this context only; keeps the KV cache."""
         if scales == self.adapter_scales:
             return
         address, count = ctypes.c_void_p, len(scales)
@@ -216,7 +213,7 @@ class Context:
         self.adapter_scales = scales
 
     def rows(self, count: int) -> Rows:
-        """The logits of the last `count` tokens that asked for them: a view, shape (count, n)."""
+        """The last `count` rows of logits of the batch: a view, shape (count, vocabulary)."""
         started = time.perf_counter()
         address = self._logits(self._handle, -count)  # waits for a GPU
         self.seconds += time.perf_counter() - started
@@ -232,7 +229,7 @@ class Context:
         return view if self.can_rewind else view.copy()
 
     def copy_sequence(self, number: int, length: int = -1, source: int = _RUNNING) -> None:
-        """Gives the sequence `number` the first tokens of another; -1: all, as lanes must."""
+        """Copies the first `length` tokens of `source` to `number`; -1 (separate cells): all."""
         self._copy(self._memory, source, number, -1, length)
 
     def drop_sequence(self, number: int) -> None:
@@ -242,7 +239,7 @@ class Context:
         """Drops a sequence from position `length` on.
 
         Returns:
-            False where this memory cannot forget a part: then all of it has been dropped.
+            False if this memory cannot be rewound: then the whole sequence has been dropped.
         """
         if length > 0 and self._remove(self._memory, number, length, -1):
             return True
@@ -253,11 +250,11 @@ class Context:
         return length == 0
 
     @contextmanager
-    def watched(self, stop: Callable[[], bool]) -> Iterator[None]:
-        """Asks `stop` while batches are computed (on the CPU) and between them."""
+    def abortable(self, stop: Callable[[], bool]) -> Iterator[None]:
+        """Aborts decoding when `stop` returns true, within batches (on a CPU) and between them."""
         raised: list[BaseException] = []
 
-        def asked(_data: object) -> bool:
+        def on_abort_check(_data: object) -> bool:
             try:
                 return stop()
             except BaseException as error:  # an exception cannot leave a C callback
@@ -265,7 +262,7 @@ class Context:
                 return True
 
         api = self._library.api
-        callback = api.ggml_abort_callback(asked)
+        callback = api.ggml_abort_callback(on_abort_check)
         api.llama_set_abort_callback(self._address, callback, None)
         try:
             yield
@@ -277,7 +274,7 @@ class Context:
             api.llama_set_abort_callback(self._address, api.ggml_abort_callback(), None)
 
     def check_open(self, name: str) -> None:
-        """Raises ModelError where the context, of a model of that name, has been closed."""
+        """Raises ModelError, with the model's `name`, if the context has been closed."""
         if not self.open:
             raise ModelError(f"The {name} has been closed.")
 
@@ -299,7 +296,7 @@ class Context:
         return ModelError(f"{self._name}: llama.cpp could not compute a batch (code {code}).")
 
     def _usable(self, weights: Weights, options: LoadOptions) -> int:
-        """Tokens that may be used: llama.cpp pads a context, beyond what a model may know."""
+        """Usable tokens: llama.cpp pads the context, possibly beyond the trained length."""
         allocated = int(self._library.api.llama_n_ctx_seq(self._address))
         if self._apart:
             allocated -= CONTEXT_UNIT
@@ -314,7 +311,7 @@ GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
 
 
 def notes(weights: Weights, options: LoadOptions, limit: int) -> tuple[str, ...]:
-    """What was decided about a context that was not requested, a sentence each."""
+    """Messages for the user about automatic decisions for a context, a sentence each."""
     metadata, found = weights.metadata, [*weights.notes]
     trained = metadata.context_length
     if options.context is None and limit < trained:
@@ -335,12 +332,12 @@ def notes(weights: Weights, options: LoadOptions, limit: int) -> tuple[str, ...]
 
 
 def is_recurrent(api: Any, weights: Weights) -> bool:
-    """Whether the model keeps a state (also beside a KV cache) that cannot be cut back."""
+    """Whether the model has a recurrent state (also hybrid), which cannot be rewound."""
     handle = weights.handle
     return bool(api.llama_model_is_recurrent(handle) or api.llama_model_is_hybrid(handle))
 
 
-def cells_of_lane(weights: Weights, options: LoadOptions) -> int:
-    """Cells of a sequence that has its own: the context, and space for what fills up a batch."""
+def cells_per_sequence(weights: Weights, options: LoadOptions) -> int:
+    """KV cells of a sequence with cells of its own: the context, and space for padding tokens."""
     size = context_size(weights.header, options)
     return -(-size // CONTEXT_UNIT) * CONTEXT_UNIT + CONTEXT_UNIT

@@ -1,9 +1,9 @@
-"""What llama.cpp computes on: devices, layers on them, formats of weights, prices of batches.
+"""llama.cpp's devices, layers on GPUs, repacked weight formats, and costs of batches.
 
-On a CPU with AMX, llama.cpp prefers tiles. In the version that is pinned, a tile's configuration
-can be optimised away by the compiler, and the first batch of several tokens ends the process
-(llama.cpp issue 20824, pull request 26954). AVX-512 does the same work, so AMX is removed from the
-list that is read when a model is loaded, unless the build says that it was mended
+On a CPU with AMX, llama.cpp prefers AMX tiles. In the pinned version the compiler can optimise away
+a tile's configuration, and the first batch of several tokens crashes the process (llama.cpp issue
+20824, pull request 26954). AVX-512 does the same work, so AMX is removed from the list of buffer
+types that is read when a model is loaded, unless the build contains the mark of the fix
 (scripts/binding/tiles.h).
 """
 
@@ -31,14 +31,14 @@ DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Something that llama.cpp can compute on; memory in bytes, 0 where unknown."""
+    """A device of llama.cpp; memory in bytes, 0 if unknown."""
 
     name: str
     description: str
     kind: str
     free: int
     total: int
-    identity: str = ""  # of the hardware, where known: two backends may see one GPU
+    identity: str = ""  # hardware id if known, as two backends may list the same GPU
 
     @property
     def is_gpu(self) -> bool:
@@ -65,7 +65,7 @@ class DeviceProperties(ctypes.Structure):
 # Left free on each GPU for the backend itself.
 GPU_RESERVE = 512 << 20
 
-Layers = dict[str, int]  # how many of a model each GPU has, by its name, in their order
+Layers = dict[str, int]  # number of a model's layers on each GPU, by name, in order of layers
 
 
 def plan(
@@ -73,22 +73,22 @@ def plan(
     options: Mapping[str, Placement],
     devices: Sequence[Device],
 ) -> dict[str, Layers]:
-    """Which GPUs have how many layers of each model; the others stay in main memory.
+    """The number of layers of each model on each GPU; the others stay in main memory.
 
-    The models load one after the other, and each finds what those before it have left. A model
-    goes to as few GPUs as hold it, to those with the most free memory: its layers are computed one
-    after the other, so more of them are not faster. Of a model that does not fit, the last layers
-    go to GPUs. Where more was insisted on than fits, layers are divided by free memory, and with
-    --tensor-split by its proportions, both as llama.cpp does.
+    Models are placed in order, each in the memory that earlier ones leave free. A model uses as few
+    GPUs as possible, those with the most free memory first: layers run one after the other, so that
+    more GPUs are not faster. Of a model that does not fit, the last layers go to GPUs. If more
+    layers are required than fit, they are divided by free memory, and with --tensor-split by its
+    proportions, both as in llama.cpp.
 
     Args:
-        models: estimates in the order of loading; models that share weights as one.
-        options: where each may go.
+        models: estimates in the order of loading; models that share weights count as one.
+        options: the placement of each model.
         devices: of llama.cpp.
 
     Raises:
-        UsageError: there is no such device, no GPU for layers that were asked for, or there are
-            more or fewer proportions than devices.
+        UsageError: a device does not exist, there is no GPU for requested layers, or the number of
+            proportions is not that of the devices.
     """
     free = {one.name: max(0, one.free - GPU_RESERVE) for one in devices if one.is_gpu}
     planned: dict[str, Layers] = {}
@@ -100,7 +100,7 @@ def plan(
 
 
 def default_gpus(devices: Sequence[Device]) -> list[str]:
-    """Those that llama.cpp takes without a choice: integrated ones only where there is no other."""
+    """The GPUs that llama.cpp uses by default: integrated ones only if there are no others."""
     gpus = [device for device in devices if device.is_gpu]
     separate = [device for device in gpus if device.kind == "GPU"]
     names: dict[str, str] = {}
@@ -133,7 +133,7 @@ def _names(options: Placement, devices: Sequence[Device]) -> list[str]:
 def _placed(
     one: MemoryEstimate, options: Placement, names: Sequence[str], free: Mapping[str, int]
 ) -> Layers:
-    """The layers of one model, beside what others have taken."""
+    """The layers of one model, given the memory that is still free on each GPU."""
     automatic, number = options.gpu_layers == "auto", options.gpu_layers
     wanted = min(number, one.layers) if isinstance(number, int) else one.layers
     if not names:
@@ -160,37 +160,37 @@ def _placed(
 
 
 def _divided(layers: int, names: Sequence[str], proportions: Sequence[float]) -> Layers:
-    """So many layers by proportions, as `llama_model::load_tensors` divides them."""
+    """Divides layers by proportions, like `llama_model::load_tensors`."""
     ends = [total / sum(proportions) for total in accumulate(proportions)]
     places = [min(bisect_right(ends, at / layers), len(names) - 1) for at in range(layers)]
     return {name: places.count(at) for at, name in enumerate(names) if at in places}
 
 
-# --- formats that llama.cpp rearranges weights into for the CPU, without those that crash
+# --- formats that llama.cpp repacks weights into for the CPU, without those that crash
 
 _CPU = 0
-_TILED = ("AMX",)  # these crash, unless the build was mended
-_MENDED = b"capt-local: whole tile configuration"
+_TILED = ("AMX",)  # these crash, unless the build has the fix
+_TILE_FIX_MARK = b"capt-local: whole tile configuration"
 
 
 class Rearranging(NamedTuple):
-    """Names of the formats that weights may be rearranged into, and of those that are left out."""
+    """Names of the formats that weights may be repacked into, and of the disabled ones."""
 
     used: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
     @property
     def tiles(self) -> bool:
-        """Whether batches are computed in tiles of 16 tokens, not by fours."""
+        """Whether batches are computed in AMX tiles of 16 tokens, instead of 4 at a time."""
         return any(name in _TILED for name in self.used)
 
 
-def leave_out_crashing(ggml: Callable[..., Callable[..., Any]], folder: Path) -> Rearranging:
-    """Takes formats that crash off llama.cpp's list, before any model is loaded.
+def disable_crashing_formats(ggml: Callable[..., Callable[..., Any]], folder: Path) -> Rearranging:
+    """Removes formats that crash from llama.cpp's list, before any model is loaded.
 
     Args:
-        ggml: `ggml(name, result, *arguments)` gives a function of the ggml library.
-        folder: where the libraries lie; those of the CPU are searched for the mark of the mend.
+        ggml: `ggml(name, result, *arguments)` returns a function of the ggml library.
+        folder: of the libraries; those of the CPU are searched for the mark of the fix.
     """
     address = ctypes.c_void_p
     device = ggml("ggml_backend_dev_by_type", address, ctypes.c_int)(_CPU)
@@ -206,7 +206,7 @@ def leave_out_crashing(ggml: Callable[..., Callable[..., Any]], folder: Path) ->
         formats.append(entries[len(formats)])
     names = {one: name(one).decode() for one in formats}
     crashing = [one for one in formats if names[one] in _TILED]
-    if crashing and mended(folder.glob("*ggml-cpu*")):
+    if crashing and has_tile_fix(folder.glob("*ggml-cpu*")):
         crashing = []
     left = [one for one in formats if one not in crashing]
     for place in range(len(formats)):  # the list ends at the first null
@@ -214,9 +214,9 @@ def leave_out_crashing(ggml: Callable[..., Callable[..., Any]], folder: Path) ->
     return Rearranging(tuple(names[one] for one in left), tuple(names[one] for one in crashing))
 
 
-def mended(libraries: Iterable[Path]) -> bool:
-    """Whether all of these files, of which there is one at least, were built with the mend."""
-    found = [_holds(path, _MENDED) for path in libraries]
+def has_tile_fix(libraries: Iterable[Path]) -> bool:
+    """Whether there is at least one library, and all of them have the mark of the fix."""
+    found = [_holds(path, _TILE_FIX_MARK) for path in libraries]
     return bool(found) and all(found)
 
 
@@ -230,41 +230,41 @@ def _holds(path: Path, text: bytes) -> bool:
 
 # --- what a batch of several tokens costs, by the kernels that compute it
 
-# In batches of one token, measured on two cores on weights of 0.5 and 1.1 B: the first token of
-# all and each further one; where kernels take four at once, a whole four of them; where they take
-# tiles of 16, a batch of two and each further token. A GPU reads the weights once for all.
+# Costs in multiples of a batch of one token, measured on two cores with models of 0.5 and 1.1 B
+# parameters: of each further token (CPU, GPU); with kernels for 4 tokens, a constant, each token
+# outside a group of 4, and a group of 4; with AMX tiles, a batch of two and each further token.
 _FURTHER, _ON_GPU = 0.22, 0.03
 _READING, _ONE_OF_FOURS, _FOUR = 0.1, 0.9, 1.45
 _TWO_OF_TILE, _FURTHER_OF_TILE = 1.65, 0.17
 
 
 class Kernels(NamedTuple):
-    """Those of one model."""
+    """The kernels that compute a model's batches, for their costs."""
 
-    by_fours: bool = False  # they take four tokens of a batch at once; two or three cost more
-    on_gpu: bool = False  # a GPU computes at least a part of the model
-    tiles: bool = False  # they take tiles of 16 tokens (AMX)
+    by_fours: bool = False  # kernels for groups of 4 tokens; 2 or 3 tokens cost more than 4
+    on_gpu: bool = False  # at least a part of the model is on a GPU
+    tiles: bool = False  # kernels for tiles of 16 tokens (AMX)
 
     def cost(self, size: int) -> float:
-        """What a batch of so many tokens costs, in batches of one."""
+        """The cost of a batch of `size` tokens, in multiples of a batch of one token."""
         if self.by_fours:
             return _READING + _ONE_OF_FOURS * (size % 4) + _FOUR * (size // 4)
         if self.tiles and size > 1:
             return _TWO_OF_TILE + _FURTHER_OF_TILE * (size - 2)
         return 1.0 + (_ON_GPU if self.on_gpu else _FURTHER) * (size - 1)
 
-    def filled(self, size: int) -> int:
-        """The size that a batch is filled up to since that is cheaper, or its own."""
+    def padded_size(self, size: int) -> int:
+        """The cheapest size that a batch of `size` tokens can be padded to, or `size` itself."""
         return min(range(size, size + 4), key=self.cost)
 
 
-# --- whether a device computes: a small matrix product on it, compared with numpy
+# --- test of a device: a small matrix product on it, compared with numpy
 
 _ADDRESS, _SIZE, _INT64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
 _F32 = 0  # ggml's number of the format
 _GRAPH_SPACE = 4 << 20  # bytes for the description of one product
 _INNER, _ROWS, _COLUMNS = 64, 16, 4
-# Backends may multiply in 16 or 19 bits; the entries are below 1, so that a sum of 64 stays small.
+# Backends may multiply in 16 or 19 bits; entries are below 1, so a sum of 64 has a small error.
 _TOLERANCE = 0.1
 
 
@@ -279,7 +279,7 @@ class _InitParams(ctypes.Structure):
 
 
 def device_computes(ggml: Callable[..., Callable[..., Any]], index: int) -> bool:
-    """Whether a device (by ggml's number of it) multiplies two small matrices as numpy does."""
+    """Whether a device (by its ggml index) multiplies two small matrices as numpy does."""
     random = np.random.default_rng(7)
     left = random.uniform(-1, 1, (_ROWS, _INNER)).astype(np.float32)
     right = random.uniform(-1, 1, (_COLUMNS, _INNER)).astype(np.float32)

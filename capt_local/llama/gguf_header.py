@@ -1,15 +1,14 @@
-"""Model files before llama.cpp sees them: the header of a GGUF file, read and checked in Python.
+"""Reads and validates the header of a GGUF file in Python, before llama.cpp loads it.
 
-A broken header can abort the process inside llama.cpp, and a truncated file ends it later. So
-counts, lengths, names, sizes and the place of every tensor are compared with limits and with the
-size of the file, and only known architectures and tokenizers are accepted. The reader of the `gguf`
-package is not used: it accepts tensors that overlap, and a list of a length that is a lie keeps it
-busy for minutes. The values serve to estimate memory; the vocabulary is skipped (llama.cpp reads
-it).
+A broken header can abort the process inside llama.cpp, and a truncated file crashes it later. So
+counts, lengths, names, sizes and the offset of every tensor are checked against limits and the size
+of the file, and only known architectures and tokenizers are accepted. The reader of the `gguf`
+package is not used: it accepts overlapping tensors, and a false array length keeps it busy for
+minutes. The values serve to estimate memory; the vocabulary is skipped, as llama.cpp reads it.
 
-The header of a LoRA adapter is compared with that of its model, too: llama.cpp ends the process
-over some (of embeddings that serve as output too, or with ranks that differ), and passes over norms
-without a word.
+The header of a LoRA adapter is also compared with that of its model: llama.cpp aborts the process
+on some adapters (of embeddings tied to the output, or with ranks that differ), and silently ignores
+adapted norms.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?",
             10: "Q", 11: "q", 12: "d"}  # fmt: skip
 UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
 
-_LONGEST_TEXT = 16 << 20  # bytes; a chat template has some thousands
-_MOST_TEXTS = 1 << 22  # in a list; a vocabulary with its merges has some hundred thousand
-_MOST_LISTED = 1 << 24  # numbers in a list
+_LONGEST_TEXT = 16 << 20  # bytes of a string; a chat template has some thousands
+_MOST_TEXTS = 1 << 22  # strings in an array; a vocabulary with merges has some hundred thousand
+_MOST_LISTED = 1 << 24  # numbers in an array
 _LONGEST_HEADER = 1 << 28  # bytes
 _KEPT_ARRAY = 1024
 _CHUNK = 1 << 20
@@ -51,10 +50,10 @@ _LONGEST_KEY = (1 << 16) - 1  # bytes, as GGUF has it
 _LONGEST_NAME = 63  # bytes, of a tensor: what llama.cpp has space for
 _WIDEST_ALIGNMENT = 1 << 16
 
-# Architectures of the pinned llama.cpp that write text from left to right by themselves: a list of
-# those that are accepted. Left out are encoders and embedders (BERT and its kin, T5), diffusion
-# models (LLaDA, Dream, RND1), speech and audio, drafts that need the inside of another model
-# (EAGLE-3, DFlash, Gemma-4 assistants) and readers of pictures alone.
+# Allow list: the autoregressive language models among the architectures of the pinned llama.cpp.
+# Excluded are encoders and embedding models (BERT and its kin, T5), diffusion models (LLaDA, Dream,
+# RND1), speech and audio, draft models that need another model's hidden states (EAGLE-3, DFlash,
+# Gemma-4 assistants) and pure vision models.
 _NAMES = """
     afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bitnet bloom
     chatglm codeshell cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek32 deepseek4
@@ -69,15 +68,15 @@ _NAMES = """
     seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 talkie xverse
     """
 ARCHITECTURES = frozenset(_NAMES.split())
-# Byte-level BPE, SentencePiece and their kin; not those that rewrite the text (WordPiece, Unigram).
+# Byte-level BPE, SentencePiece and similar; not those that normalise text (WordPiece, Unigram).
 TOKENIZERS = frozenset({"gemma4", "gpt2", "llama", "plamo2", "rwkv"})
 NO_VOCABULARY = ("none", "no_vocab")  # what converters write where there is none
-_ENCODER = "bert"  # architecture and tokenizer of models that turn a text into one vector
+_ENCODER = "bert"  # architecture and tokenizer of accepted encoders
 
 _PLAIN_NAME = re.compile(r"[\w.-]{1,40}", re.ASCII)
 
-# The sizes that this program computes with, and more than any model has; the first three are given
-# and not 0.
+# Upper limits, above those of any model, of the sizes that this program computes with; the first
+# three must be present and above 0.
 _LARGEST = {
     "block_count": 1 << 12, "context_length": 1 << 31, "embedding_length": 1 << 20,
     "feed_forward_length": 1 << 24, "attention.head_count": 1 << 16,
@@ -86,7 +85,7 @@ _LARGEST = {
     "ssm.state_size": 1 << 16,
 }  # fmt: skip
 _COUNTED = ("block_count", "context_length", "embedding_length")
-# Lists of the vocabulary, with the types that llama.cpp takes their values for without a look.
+# Arrays of the vocabulary, with the value types that llama.cpp assumes without checking.
 _LISTS = {
     "tokenizer.ggml.tokens": (STRING,),
     "tokenizer.ggml.merges": (STRING,),
@@ -114,19 +113,19 @@ class Tensor:
     shape: tuple[int, ...]  # the fastest dimension first
     size: int  # bytes
     kind: int  # ggml's id of the number format
-    place: int = 0  # first byte in the file
+    place: int = 0  # offset in the file, in bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says about itself, without its vocabulary; all but tensors by key."""
+    """The header of a GGUF file, without its vocabulary; mappings are by key."""
 
     file_size: int  # bytes
     values: dict[str, Scalar] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)  # GGUF value type of each scalar
     arrays: dict[str, Numbers] = field(default_factory=dict)  # short ones
     lengths: dict[str, int] = field(default_factory=dict)  # of every array
-    # First byte in the file and length of each value, its type in front of it.
+    # Offset in the file and length of each value, its type field included.
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     tensors: tuple[Tensor, ...] = ()  # in the order of the file
 
@@ -176,12 +175,12 @@ def parse_header(file: BinaryIO, name: str, size: int, *, encoder: bool = False)
 
 
 class FileDigests(NamedTuple):
-    """What shows whether two files read text in the same way.
+    """Digests of a file's tokenizer and chat template.
 
     Attributes:
-        tokenizer: SHA-256 over every `tokenizer.` key but the templates, in the order of the names:
-            the length of the name, the name, the length of the value, and the value as it stands in
-            the file (lengths as 8 bytes, little end first; the value with its GGUF type).
+        tokenizer: SHA-256 over every `tokenizer.` key except templates, in order of their names:
+            length of the name, name, length of the value, and the value as in the file with its
+            GGUF type (lengths as 8 bytes, little-endian).
         template: SHA-256 of the chat template in UTF-8; None where the file has none.
     """
 
@@ -210,7 +209,7 @@ def file_digests(path: Path, header: Header | None = None) -> FileDigests:
 
 
 class _Parser:
-    """A place in a file that moves on; what was passed stays in memory, some MB of a header."""
+    """A sequential reader of a header, which keeps the bytes read in memory (some MB)."""
 
     def __init__(self, file: BinaryIO, name: str, size: int) -> None:
         self._file = file
@@ -286,7 +285,7 @@ class _Parser:
                 raise self._broken(f"{name} is no possible size")
 
     def _check_lists(self) -> None:
-        """llama.cpp reads as many kinds and scores as there are tokens, whatever is there."""
+        """Checks lengths: llama.cpp reads a kind and a score per token, past an array's end."""
         header = self._header
         tokens = header.lengths.get("tokenizer.ggml.tokens", 0)
         if any(name in header.values for name in _LISTS):
@@ -296,7 +295,7 @@ class _Parser:
                 raise self._broken("a list of its vocabulary is too short")
 
     def _tensors(self, count: int) -> tuple[Tensor, ...]:
-        """Tensors one behind the other, as llama.cpp has it, so none overlap."""
+        """Reads the tensors, which must be contiguous, as in llama.cpp, so that none overlap."""
         found: dict[str, Tensor] = {}
         alignment, expected = self._alignment(), 0
         for _ in range(count):
@@ -334,7 +333,7 @@ class _Parser:
         return alignment
 
     def _key(self, longest: int, others: Mapping[str, object]) -> str:
-        """The next name, which is not one of the others."""
+        """Reads a name, which must not repeat an earlier one."""
         try:
             name = self._text(longest).decode("utf-8")
         except UnicodeDecodeError:
@@ -358,7 +357,7 @@ class _Parser:
         return value
 
     def _array(self) -> tuple[int, int, Numbers]:
-        """The type of a list's values, its length, and the numbers of a short one."""
+        """Reads an array: the type of its values, its length, and the numbers of a short one."""
         kind, length = self._number("I"), self._number("Q")
         if length > (_MOST_TEXTS if kind == STRING else _MOST_LISTED):
             raise self._broken("a list is longer than any that is used")
@@ -372,7 +371,7 @@ class _Parser:
         return kind, length, tuple(values.tolist()) if length <= _KEPT_ARRAY else ()
 
     def _skip_texts(self, length: int) -> None:
-        """Walks over texts; a vocabulary with its merges has 300,000."""
+        """Skips the strings of an array; a vocabulary with merges has 300,000."""
         data, at = self._data, self._place
         for _ in range(length):
             if at + 8 > len(data):
@@ -422,12 +421,12 @@ class _Parser:
 
 
 def _up(place: int, alignment: int) -> int:
-    """The next place that is a multiple of `alignment`."""
+    """The next multiple of `alignment`."""
     return -(-place // alignment) * alignment
 
 
 def _shown(value: object) -> str:
-    """The name comes from the file, so only a plain one is shown."""
+    """A name from the file for an error message, if it is plain."""
     if isinstance(value, str) and _PLAIN_NAME.fullmatch(value):
         return value
     return "what the file names" if value else "a file that names none"
@@ -443,14 +442,14 @@ _NORM = "_norm.weight"
 def check_adapter(
     path: Path, header: Header, model: str, place: Path | None = None
 ) -> tuple[str, ...]:
-    """Whether an adapter fits the model of a header; what the user should know of it.
+    """Checks that an adapter fits the model of a header; returns messages for the user.
 
     Raises:
-        ModelError: it is missing, damaged, no LoRA adapter, or one of another model.
+        ModelError: it is missing, damaged, no LoRA adapter, or of another model.
     """
     found = read_header(path, place)
-    if reason := _other_kind(found, header) or _misfit(found, header):
-        raise misfit(path, model, reason)
+    if reason := _wrong_kind(found, header) or _matrix_mismatch(found, header):
+        raise adapter_error(path, model, reason)
     norms = sum(one.name.endswith(_NORM) for one in found.tensors)
     if not norms:
         return ()
@@ -460,8 +459,8 @@ def check_adapter(
     )
 
 
-def _other_kind(adapter: Header, model: Header) -> str | None:
-    """What is wrong with an adapter as a whole."""
+def _wrong_kind(adapter: Header, model: Header) -> str | None:
+    """Why an adapter is of the wrong kind or architecture, or None."""
     values = adapter.values
     if values.get("general.type") != "adapter" or values.get("adapter.type") != "lora":
         return "it is not a LoRA adapter"
@@ -480,8 +479,8 @@ def _other_kind(adapter: Header, model: Header) -> str | None:
     return None
 
 
-def _misfit(adapter: Header, model: Header) -> str | None:
-    """What is wrong with the matrices of an adapter."""
+def _matrix_mismatch(adapter: Header, model: Header) -> str | None:
+    """Why the matrices of an adapter do not fit the model, or None."""
     shapes = {one.name: one.shape for one in model.tensors}
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
     for one in adapter.tensors:
@@ -511,7 +510,7 @@ def _misfit(adapter: Header, model: Header) -> str | None:
 
 def _pair_fits(name: str, a: tuple[int, ...], b: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     """Shapes with the fastest dimension first: whole (in, out), a (in, rank), b (rank, out)."""
-    if name == _EMBEDDING:  # rows are taken from it: its `a` is (rank, tokens), `b` (rank, width)
+    if name == _EMBEDDING:  # a lookup table, stored transposed: a (rank, tokens), b (rank, width)
         return len(a) == len(b) == 2 and a[0] == b[0] and (b[1], a[1]) == whole
     return (
         len(a) == len(b) >= 2 and a[1] == b[0] and (a[0], b[1], *b[2:]) == whole and a[2:] == b[2:]
@@ -519,12 +518,12 @@ def _pair_fits(name: str, a: tuple[int, ...], b: tuple[int, ...], whole: tuple[i
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape of two dimensions, or more where these are not empty: tools write it as they like."""
+    """A shape as two dimensions, or more if they are not 1: tools write it differently."""
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     return (*shape, 1) if len(shape) == 1 else shape
 
 
-def misfit(adapter: Path, model: str, reason: str) -> ModelError:
-    """The error of an adapter that cannot be used with the model of that file name."""
+def adapter_error(adapter: Path, model: str, reason: str) -> ModelError:
+    """The error for an adapter that cannot be used with a model; `model` is its file name."""
     return ModelError(f"{adapter.name} cannot be used as an adapter of {model}: {reason}.")

@@ -1,8 +1,8 @@
-"""llama.cpp, loaded once: its log, its backends, what it says about itself.
+"""The llama.cpp library, loaded once: its log, backends, devices and build information.
 
-The library is process-wide by nature (one log, one set of backends), so there is one `Library`
-too, made on first use; importing this module does not load llama.cpp. Behind it stands what all
-that calls into the library needs: closing, and Ctrl-C while C code runs.
+llama.cpp has process-wide state (one log, one set of backends), so there is a single `Library`,
+made on first use; importing this module does not load llama.cpp. Helpers for code that calls into
+the library follow: closing, and Ctrl-C while C code runs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from capt_local.llama.devices import (
     DEVICE_KINDS,
     Device,
     DeviceProperties,
-    leave_out_crashing,
+    disable_crashing_formats,
 )
 from capt_local.llama.resources import busy_cores, limit_spinning
 
-# The structures of the binding fit only the library that it was built with.
+# The ctypes structures of the binding fit only the library that it was built with.
 BINDING_VERSION = "0.3.36"
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5
@@ -48,43 +48,45 @@ class BuildInfo:
     llama_cpp: str  # version
     gpu_offload: bool  # whether the build can put layers on a GPU
     system_info: str  # instruction sets and build flags
-    left_out: tuple[str, ...]  # weight formats that are not used since they crash
+    left_out: tuple[str, ...]  # repacked weight formats that are disabled since they crash
     devices: tuple[Device, ...]
 
 
 class Library:
-    """llama.cpp's functions (`api` is the binding's module of them) with its log caught."""
+    """llama.cpp's functions (`api` is the binding's module) and its captured log."""
 
     def __init__(self) -> None:
         keep_freed_memory()
         limit_spinning()
-        busy_cores()  # begins to count
+        busy_cores()  # starts to measure
         self.api: Any = _import_binding()
         self._lines: deque[tuple[int, str]] = deque(maxlen=_MOST_LINES)
         # llama.cpp keeps only the address, so the callback has to live as long as the library.
         self._callback = self.api.llama_log_callback(self._log)
         self.api.llama_log_set(self._callback, None)
-        self._last_words = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._aborted)
-        self.function("ggml_set_abort_callback", ctypes.c_void_p, ctypes.c_void_p)(self._last_words)
+        self._abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._aborted)
+        self.function("ggml_set_abort_callback", ctypes.c_void_p, ctypes.c_void_p)(
+            self._abort_callback
+        )
         self.api.llama_backend_init()
-        self.formats = leave_out_crashing(self.function, Path(self.api._lib._name).parent)
+        self.formats = disable_crashing_formats(self.function, Path(self.api._lib._name).parent)
 
     def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-        """A C function of llama.cpp, or of ggml, with a prototype apart from the binding's."""
+        """A C function of llama.cpp or ggml, with its own prototype instead of the binding's."""
         found = self.api._lib[name]
         found.restype = result
         found.argtypes = list(arguments)
         return found
 
     def forget_errors(self) -> None:
-        """Drops what was logged, so that `last_error` speaks of what comes."""
+        """Clears the captured log, so that `last_error` reports later errors only."""
         self._lines.clear()
 
     def last_error(self) -> str:
         """The first error that llama.cpp logged since `forget_errors`, without its function name.
 
-        The first says why; those after it only say that something failed. It may repeat what
-        stands in a file, so only characters that can be shown are left, and not too many.
+        The first one gives the cause; those after it only report that something failed. It may
+        quote contents of a file, so only printable characters are kept, and it is truncated.
         """
         lines = list(self._lines)
         for wanted in (_ERROR, _WARN):
@@ -110,7 +112,7 @@ class Library:
         )
 
     def devices(self) -> tuple[Device, ...]:
-        """What llama.cpp can compute on, with the memory that is free now."""
+        """llama.cpp's devices, with their free memory now."""
         address, size = ctypes.c_void_p, ctypes.c_size_t
         get = self.function("ggml_backend_dev_get", address, size)
         describe = self.function("ggml_backend_dev_get_props", None, address, address)
@@ -140,14 +142,14 @@ class Library:
             elif level in (_WARN, _ERROR):
                 self._lines.append((level, line))
         except KeyboardInterrupt:
-            # An exception cannot leave a callback; the interrupt is raised again behind it.
+            # An exception cannot leave a C callback; the interrupt is raised again afterwards.
             _thread.interrupt_main()
 
     def _aborted(self, message: bytes) -> None:
-        """Called before ggml ends the process, on whatever thread: a GPU has gone, for example.
+        """Called before ggml aborts the process, on any thread: after a GPU failure, for example.
 
-        An exception cannot leave a callback, so Python gives it to `sys.unraisablehook`: the
-        command line writes its line there and ends with its exit code.
+        An exception cannot leave a callback, so Python passes it to `sys.unraisablehook`: there the
+        command line prints the message and exits with its code.
         """
         place, colon, what = message.decode("utf-8", "replace").partition(": ")
         reason = f"{place.rpartition('/')[2]}{colon}{what}"[:_LONGEST]
@@ -157,7 +159,7 @@ class Library:
 
 
 def _reason(line: str) -> str:
-    """A line of the log without its function name."""
+    """A log line without its function name, printable and truncated."""
     _, _, reason = line.strip().partition(": ")
     return "".join(char for char in reason or line.strip() if char.isprintable())[:_LONGEST]
 
@@ -201,7 +203,7 @@ def library() -> Library:
 
 
 class Closing:
-    """A context manager that closes itself."""
+    """Base class of context managers that call `close` on exit."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -214,14 +216,14 @@ class Closing:
 
 
 class DeferredInterrupts:
-    """Notes interrupts inside a `with` block and hands them on at its end.
+    """Records Ctrl-C inside a `with` block and delivers it at the end.
 
-    Python runs its signal handlers inside the callbacks of C code, and an exception raised there is
-    printed and lost. So the interrupt is noted, and handed on once the C code has returned.
+    Python runs signal handlers inside callbacks from C code, where an exception is printed and
+    lost. So the interrupt is recorded, and delivered once the C code has returned.
     """
 
     def __init__(self) -> None:
-        self.requested = False  # C callbacks look at it to stop early
+        self.requested = False  # polled by C callbacks, to stop early
         self._handler: object = None
         self._frame: FrameType | None = None
 
@@ -246,7 +248,7 @@ class DeferredInterrupts:
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
-# Larger than any array of a step, but for rows of many places of a prompt.
+# Larger than any array of a step, except rows of many prompt positions.
 _LARGEST = 8 << 20
 _KEPT = 32 << 20  # bytes at the end of the heap that may stay unused
 
@@ -254,15 +256,15 @@ _KEPT = 32 << 20  # bytes at the end of the heap that may stay unused
 def keep_freed_memory() -> None:
     """Lets this process keep some freed memory, where its C library can be set so (glibc).
 
-    A step makes some dozen arrays of 0.1 to 1 MB and frees them again. The C library of Linux gives
-    memory of that size back to the kernel at once, and asks for it anew a moment later; the pages
-    then come one by one. That was half of the time of numpy in a step. Settings that somebody made
+    A step allocates and frees some dozen arrays of 0.1 to 1 MB. By default glibc returns memory of
+    that size to the kernel at once and requests it again a moment later, with a page fault for each
+    page. That was half of the time of numpy in a step. Settings that somebody made
     for the process stay as they are.
     """
     settled = any(name.startswith("MALLOC_") for name in os.environ)
     settled = settled or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and not settled:
         with contextlib.suppress(OSError, AttributeError):
-            tell = ctypes.CDLL(None).mallopt
-            tell(_MMAP_THRESHOLD, _LARGEST)
-            tell(_TRIM_THRESHOLD, _KEPT)
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_MMAP_THRESHOLD, _LARGEST)
+            mallopt(_TRIM_THRESHOLD, _KEPT)

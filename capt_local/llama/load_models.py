@@ -1,7 +1,7 @@
-"""Opening the models of a bundle: all of them, or none.
+"""Loads the models of a bundle: all of them, or none.
 
-Models of one file share its weights: two experts that were trained from one base need it in memory
-once, with a KV cache for each. So does an expert that is its base with a LoRA adapter.
+Roles with the same file share its weights: the base of two experts is in memory once, with a KV
+cache for each role. So is the base of an expert that is this base with a LoRA adapter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from capt_local.strict_json import Stamp
 
 
 class ScaledAdapter(Protocol):
-    """An adapter of one role, as a bundle names it."""
+    """A LoRA adapter of one role, as in a bundle."""
 
     @property
     def path(self) -> Path: ...
@@ -41,12 +41,12 @@ def open_models(
     adapters: Mapping[str, Sequence[ScaledAdapter]] | None = None,
     stamps: Mapping[Path, Stamp] | None = None,
 ) -> dict[str, LlamaModel]:
-    """Loads models that have to fit into the memory together.
+    """Loads models, after checking that they fit into memory together.
 
     Args:
         files: by role; roles of one file share its weights.
         options: of each, without adapters.
-        progress: called with a role (the first of a file) and the share that is loaded.
+        progress: called with a role (the first of a file) and the loaded fraction.
         adapters: by role; those of roles without a file are not used.
         stamps: of the files that were checked, by path; one that is not the same is not loaded.
 
@@ -82,10 +82,10 @@ def estimates(
     options: LoadOptions,
     adapters: Mapping[str, Sequence[ScaledAdapter]] | None = None,
 ) -> dict[str, MemoryEstimate]:
-    """What each model takes in memory, by role.
+    """Memory that each model takes, by role.
 
-    Weights that several roles share, and adapters, count for the first role alone. Arguments and
-    errors are those of `open_models`.
+    Shared weights and adapters are counted for their first role only. Arguments and errors as in
+    `open_models`.
     """
     each = _options(files, options, adapters)
     needed: dict[str, MemoryEstimate] = {}
@@ -109,7 +109,7 @@ def estimates(
 def planned(
     files: Mapping[str, Path], options: LoadOptions, needed: Mapping[str, MemoryEstimate]
 ) -> dict[str, Layers]:
-    """Layers of each model on GPUs, by role, as `open_models` will put them there.
+    """Layers of each model on GPUs, by role, as `open_models` will place them.
 
     Raises:
         UsageError: see `devices.plan`; or models that share weights are to go to several places.
@@ -132,12 +132,14 @@ def planned(
 def in_main_memory(
     needed: Mapping[str, MemoryEstimate], layers: Mapping[str, Layers]
 ) -> dict[str, MemoryEstimate]:
-    """What main memory has to give for each model beside GPUs."""
-    return {role: one.beside_gpu(sum(layers[role].values())) for role, one in needed.items()}
+    """Main memory that each model needs, without its layers on GPUs."""
+    return {
+        role: one.without_gpu_layers(sum(layers[role].values())) for role, one in needed.items()
+    }
 
 
 def vocabulary_notices(models: Mapping[str, LlamaModel]) -> list[str]:
-    """What the user should know about the vocabularies of each expert and its base."""
+    """Notices about experts and bases with different vocabularies."""
     notes: list[str] = []
     for role, expert in models.items():
         other = role.replace("expert", "base")
@@ -173,15 +175,15 @@ def _by_file(files: Mapping[str, Path]) -> dict[Path, list[str]]:
     """The roles of each file, in their order."""
     found: dict[Path, tuple[Path, list[str]]] = {}
     for role, path in files.items():
-        # A link and what it points to are one file; errors name it as it was given.
+        # A link and its target are one file; errors have the path that the user gave.
         found.setdefault(path.resolve(), (path, []))[1].append(role)
     return dict(found.values())
 
 
 class PlainLlama(Closing):
-    """A second copy of a model, loaded and run by llama-cpp-python itself, to compare with.
+    """A second copy of a model, loaded and run by llama-cpp-python itself, for comparison.
 
-    Context, threads and layers on a GPU are those of `model`, which stays as it is.
+    Context, threads and GPU layers are those of `model`, which is not changed.
     """
 
     def __init__(self, path: Path, model: LlamaModel, options: LoadOptions) -> None:
@@ -214,7 +216,7 @@ class PlainLlama(Closing):
             raise ModelError("llama-cpp-python itself cannot load the target.") from None
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
-        """The greedy continuation of a prompt, without an end; forgets what came before."""
+        """The greedy continuation of a prompt, endless; clears the context first."""
         self._llama.reset()
         found: Iterator[int] = self._llama.generate(
             list(prompt), temp=0.0, top_k=1, repeat_penalty=1.0

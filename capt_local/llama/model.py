@@ -1,7 +1,7 @@
 """A model with one running sequence, through llama.cpp: extend, step, peek, rewind.
 
-It knows nothing about text, templates or other models. See `decoding.proxy.Model` for what each
-method promises. Behind it stands the encoder of a scorer, in llama.cpp's embedding mode.
+It knows nothing about text, templates or other models. The interface is `decoding.proxy.Model`. The
+encoder of a scorer, in llama.cpp's embedding mode, is at the end.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from capt_local.llama.weights import Metadata, Progress, Weights
 from capt_local.strict_json import Stamp
 from capt_local.tokenization import Vocabulary
 
-# So few tokens are over before anybody could want to stop them, and the asking would cost more.
+# Batches up to this size are too short to be worth an abort callback.
 _SHORT = 16
 _SCRATCH = 1  # the sequence of `peek`
-# Behind so many tokens of text the bits of batches are compared, of up to so many tokens, where
-# the first comparison has not taken longer than so many seconds.
+# `_find_batch_floor` compares the bits of batches after so many tokens of text; batches of up to
+# _MOST_TRIED tokens; the second comparison only if the first took less than _LONGEST_PROBE seconds.
 _PROBED_CELLS = (24, 300)
 _MOST_TRIED = 16
 _LONGEST_PROBE = 1.0
-_SMALL = 300 << 20  # bytes of weights up to which the comparison is made in any case
+_SMALL = 300 << 20  # bytes of weights up to which both comparisons are always made
 # Formats of which a batch of two costs little more than one token.
 _CHEAP_PAIRS = ("all F32", "F16", "BF16", "Q8_0")
 
 
 class ContextOwner(Protocol):
-    """What holds a context, with all that its sequences share."""
+    """The owner of a context, with everything that its sequences share."""
 
     name: str
     weights: Weights
@@ -72,12 +72,12 @@ class RunningSequence:
         self._owner = owner
         self._context = context
         self._batch = context.batch
-        self._scratch = scratch  # the sequence of `peek`; None where nothing is copied
+        self._scratch = scratch  # the sequence for `peek`; None if the memory can rewind
         self._none: Rows = np.empty((0, len(self.vocabulary)), np.float32)
 
-    def price(self, count: int) -> float:
+    def batch_cost(self, count: int) -> float:
         kernels = self.metadata.kernels
-        return kernels.cost(kernels.filled(count))
+        return kernels.cost(kernels.padded_size(count))
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         return self.weights.tokenize(text, special=special)
@@ -85,13 +85,13 @@ class RunningSequence:
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
         """Appends tokens and returns the logits after the last `rows` of them.
 
-        Whatever is raised, the running sequence is what it was before, or empty where the model's
-        memory cannot forget a part (see `position`).
+        After an exception the running sequence is as before, or empty if the memory cannot be
+        rewound (see `position`).
 
         Raises:
-            ContextOverflow: they do not fit.
+            ContextOverflow: the tokens do not fit.
             NumericalError: a logit is NaN or infinite.
-            Cancelled: `should_stop` said so.
+            Cancelled: `should_stop` returned true.
             MemoryShortage, ModelError: the backend failed.
         """
         count, start = len(tokens), self.position
@@ -106,9 +106,9 @@ class RunningSequence:
         return result
 
     def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """The same on a copy of the running sequence, which stays as it is: a copy of the rows.
+        """As `extend` on a copy of the running sequence, which does not change; returns a copy.
 
-        What a memory that cannot forget (recurrent, sliding window) uses instead of rewinding.
+        Used instead of rewinding by memories that cannot (recurrent, sliding window).
         """
         count, start = len(tokens), self.position
         self._check(count, rows)
@@ -134,10 +134,10 @@ class RunningSequence:
         return length == self.position or self.cut(length)
 
     def cut(self, length: int) -> bool:
-        """Cuts the sequence back, whatever it holds; clears it where that cannot be done."""
+        """Truncates the sequence to `length` tokens; clears it and returns False if it cannot."""
         try:
             kept = self._context.cut(length, self.number)
-        except BaseException:  # an interrupt: nobody knows what is there
+        except BaseException:  # interrupted: the contents are unknown
             self.position = 0
             self._context.cut(0, self.number)
             raise
@@ -152,7 +152,7 @@ class RunningSequence:
             self._context.scale_adapters(wanted)
 
     def overflow(self, count: int) -> ContextOverflow | None:
-        """The error of so many more tokens, where they do not fit."""
+        """A ContextOverflow if `count` more tokens do not fit, else None."""
         size = self.position + count
         if size <= self._context.limit:
             return None
@@ -166,17 +166,19 @@ class RunningSequence:
             raise error
 
     def _run_chunks(self, tokens: Sequence[int], rows: int) -> None:
-        """Runs a long text in batches; the last one holds all rows."""
+        """Decodes tokens in batches; all rows are in the last one."""
         start, done, count = self.position, 0, len(tokens)
         most = self._context.chunk
         if count <= min(_SHORT, most):
             self._batch.fill(tokens, start, rows, sequence=self.number)
             self._context.decode()
             return
-        asked = self._owner.should_stop
+        should_stop = self._owner.should_stop
         with (
             DeferredInterrupts() as interrupts,
-            self._context.watched(lambda: interrupts.requested or bool(asked and asked())),
+            self._context.abortable(
+                lambda: interrupts.requested or bool(should_stop and should_stop())
+            ),
         ):
             while done < count:
                 left = count - done
@@ -189,10 +191,10 @@ class RunningSequence:
 
     def _finite(self, rows: Rows) -> Rows:
         if not are_finite(rows):
-            raise self.not_finite()
+            raise self.not_finite_error()
         return rows
 
-    def not_finite(self) -> NumericalError:
+    def not_finite_error(self) -> NumericalError:
         """The error of logits that are NaN or infinite."""
         files = [self.metadata.name, *(one.path.name for one in self._owner.options.adapters)]
         return NumericalError(
@@ -203,7 +205,7 @@ class RunningSequence:
 
 def are_finite(rows: Rows) -> bool:
     """Whether no row holds NaN or an infinity."""
-    # NaN comes through both, and each is several times faster than looking at every number.
+    # Both propagate NaN, and are several times faster than `np.isfinite` on every number.
     return not rows.size or (isfinite(rows.max()) and isfinite(rows.min()))
 
 
@@ -214,7 +216,7 @@ class LlamaModel(RunningSequence, Closing):
         weights: kept until `close`.
         options: of the context.
         name: for error messages, such as the role in the trio.
-        prefers_batches: whether it reads several tokens at a time more often than one.
+        prefers_batches: whether it decodes several tokens at a time more often than one.
 
     Attributes:
         should_stop: called while long texts are computed; True ends that with `Cancelled`.
@@ -263,21 +265,21 @@ class LlamaModel(RunningSequence, Closing):
 
     @property
     def seconds(self) -> float:
-        """Time in llama.cpp so far: computing, and waiting for a GPU."""
+        """Seconds in llama.cpp so far: computing, and waiting for a GPU."""
         return self._context.seconds
 
     @property
     def calls(self) -> int:
-        """Batches computed so far; a text longer than a batch takes several."""
+        """Calls of `llama_decode` so far."""
         return self._context.calls
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was decided without being asked for and should be told, a sentence each."""
+        """Messages for the user about automatic decisions, a sentence each."""
         return self._context.notes
 
     def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """As `extend` with the bits that the tokens have one by one; raises as it does."""
+        """As `extend`, bit for bit as if the tokens were decoded one by one; same errors."""
         floor, count, start = self.batch_floor, len(tokens), self.position
         if floor == 0 and count > 1:
             return self.extend(tokens, rows)
@@ -306,7 +308,7 @@ class LlamaModel(RunningSequence, Closing):
         return result
 
     def _run_step(self, tokens: Sequence[int], start: int, rows: int, size: int) -> None:
-        """A batch of exactly `size` tokens, those at the end being taken back at once."""
+        """Decodes a batch padded to `size` tokens; the padding is removed at once."""
         if size == 1:
             self._batch.fill_one(tokens[0], start, rows == 1)
             self._context.decode()
@@ -324,14 +326,14 @@ class LlamaModel(RunningSequence, Closing):
             self.weights.close()
 
     def _find_batch_floor(self) -> int:
-        """How `step` gives a token the same bits whatever is computed with it.
+        """Finds the batch sizes with which `step` is deterministic: `batch_floor`.
 
-        llama.cpp computes one token by other routines than several, and the last bits differ then:
-        attention with flash attention off, where the build has llamafile's matrix product; with
-        flash attention on, long texts that it splits among threads; and weights that it rearranges
-        for batches. Where formats are rounded to 8 bits, few rows show it, so that the build is
-        looked at, too. On a CPU a batch of two costs up to twice one token: the target goes one by
-        one. Proxies read several tokens at a time, and are filled up to two where that is cheap.
+        llama.cpp computes a batch of one token with other kernels than larger ones, and the last
+        bits can differ: in attention without flash attention, if the build has llamafile's matrix
+        product; with flash attention, in long texts that are split among threads; in weights
+        repacked for batches. Where values are rounded to 8 bits few rows show a difference, so the
+        build flags are checked too. On a CPU a batch of two costs up to twice one token, so the
+        target decodes one by one; proxies are padded to two tokens where that is cheap.
         """
         on_gpu = self.metadata.gpu_layers > 0
         cheap = self.metadata.file_type.startswith(_CHEAP_PAIRS)
@@ -354,7 +356,7 @@ class LlamaModel(RunningSequence, Closing):
         return floors[0]
 
     def _same_bits(self, cells: int, floor: int) -> bool:
-        """Whether batches of different sizes give the same rows behind `cells` tokens of text."""
+        """Whether batches of different sizes give identical rows after `cells` tokens of text."""
         width = len(self.vocabulary)
         text = [(7 + 31 * n * n) % width for n in range(cells + _MOST_TRIED)]
         expected: Rows | None = None
@@ -381,18 +383,18 @@ class LlamaModel(RunningSequence, Closing):
 
 # --- an encoder -----------------------------------------------------------------------------------
 
-_POOLINGS = (1, 2, 3)  # mean, first token, last token: one vector a text
+_POOLINGS = (1, 2, 3)  # mean, first token (CLS), last token: one vector per text
 _LARGEST = 2 << 30  # bytes of a file; an encoder of BERT's size has 0.4 GB in F32
-_LONGEST = 1 << 13  # tokens; llama.cpp computes attention of a text at once
+_LONGEST = 1 << 13  # tokens; llama.cpp encodes a text in one batch
 
 
 class Encoder(Closing):
-    """One loaded encoder, with the stamp of its file if that was checked. Not for two threads.
+    """A loaded encoder; `stamp` identifies its file if that was checked. Not for two threads.
 
     Attributes:
         name: of the file.
-        width: numbers of a vector.
-        limit: tokens of a text, with the two that stand around it.
+        width: dimension of the pooled vector.
+        limit: largest number of tokens, [CLS] and [SEP] included.
 
     Raises:
         ModelError: the file is missing, damaged, no encoder, or one without pooling.
@@ -445,11 +447,11 @@ class Encoder(Closing):
         self._batch = Batch(api, self.limit)
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of a text, without those that stand around it."""
+        """The tokens of a text, without [CLS] and [SEP]."""
         return self._weights.tokenize(text.encode("utf-8", "replace"), special=False)
 
     def vector(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The pooled vector, shape (width,), of at most `limit` - 2 tokens; two are added.
+        """The pooled vector, shape (width,), of at most `limit` - 2 tokens between [CLS] and [SEP].
 
         Raises:
             NumericalError: it holds NaN or infinities.

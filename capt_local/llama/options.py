@@ -1,4 +1,4 @@
-"""How a model is loaded and how much it may hold."""
+"""Options of loading a model: placement, context, threads, batches, adapters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ GpuLayers = int | Literal["auto", "all"]
 KvType = Literal["f16", "q8_0", "q4_0", "f32"]
 FlashAttention = Literal["auto", "on", "off"]
 
-_PLAIN_KV = ("f16", "f32")  # llama.cpp computes with other formats in flash attention alone
+_PLAIN_KV = ("f16", "f32")  # other formats need flash attention in llama.cpp
 CPU = "CPU"  # llama.cpp's name of it as a device
 _MOST_ROWS = 255  # llama.cpp keeps sequence ids in a bit set of 256, one for the running sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter to put on a model: its GGUF file and its weight; 0 changes nothing."""
+    """A LoRA adapter of a model: its GGUF file and its scale; 0 has no effect."""
 
     path: Path
     scale: float = 1.0
@@ -36,10 +36,10 @@ class Placement:
     """Where the layers of one model go.
 
     Attributes:
-        gpu_layers: layers on GPUs; "auto" puts there what fits, "all" insists.
-        devices: names of llama.cpp's devices that they may go to, or CPU; none: all GPUs.
-        tensor_split: proportions of the layers on these devices, as llama.cpp divides them; none:
-            on as few devices as hold them.
+        gpu_layers: number of layers on GPUs; "auto": as many as fit; "all": even if they do not.
+        devices: names of llama.cpp devices to use, or CPU; empty: all GPUs.
+        tensor_split: proportions of the layers on these devices, as in llama.cpp; empty: as few
+            devices as possible.
     """
 
     gpu_layers: GpuLayers = "auto"
@@ -69,15 +69,15 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions(Placement):
-    """Everything that decides how a model is loaded.
+    """Everything that determines how a model is loaded.
 
     Attributes:
-        placements: of single models of a bundle, by role, instead of this one.
-        context: tokens that the context holds, or None: as many as the model was trained for, at
-            most 4,096, since the KV cache is allocated at once.
-        threads: CPU threads, or None: as many physical cores as other processes leave free, which
-            is looked at twice a second.
-        flash_attention: "auto" uses it with layers on a GPU, or a KV cache that needs it.
+        placements: of single roles of a bundle, instead of this one.
+        context: context size in tokens, or None: the trained context length, but at most 4,096,
+            since the KV cache is allocated at once.
+        threads: CPU threads, or None: as many physical cores as other processes leave free,
+            measured twice a second.
+        flash_attention: "auto" uses it with layers on a GPU, or if the KV cache's format needs it.
         kv_type: number format of the KV cache.
         max_rows: logit rows that one call may read, and branches that one batch may hold; each
             takes 8 bytes per token of the vocabulary.
@@ -109,12 +109,12 @@ class LoadOptions(Placement):
             raise UsageError(f"A batch of {self.batch} tokens is below {self.max_rows} logit rows.")
 
     def placement(self, role: str) -> Placement:
-        """Where one model of a bundle goes."""
+        """The placement of a role."""
         general = Placement(self.gpu_layers, self.devices, self.tensor_split)
         return self.placements.get(role, general)
 
     def of(self, role: str) -> LoadOptions:
-        """Those of one model of a bundle."""
+        """The options of a role, with its own placement."""
         own = self.placement(role)
         return replace(
             self,
@@ -125,10 +125,10 @@ class LoadOptions(Placement):
         )
 
     def flash(self, on_gpu: bool) -> FlashAttention:
-        """What is requested of llama.cpp.
+        """The flash attention setting for llama.cpp.
 
-        On a CPU its flash attention goes through the cells one by one. With heads of 64 numbers a
-        token behind 700 others took twice the time, a batch of eight three times (docs/results.md).
+        On a CPU its flash attention processes KV cells one by one: with heads of size 64 a token
+        after 700 others took twice the time, a batch of eight three times (docs/results.md).
         """
         if self.flash_attention != "auto" or on_gpu or self.kv_type not in _PLAIN_KV:
             return self.flash_attention
@@ -145,7 +145,7 @@ def scales_of(
     """The scales of a model's adapters: these, or with None those that it was loaded with.
 
     Raises:
-        UsageError: there are not as many as adapters; names the model's role.
+        UsageError: the number of scales differs from that of adapters; names the role.
     """
     if scales is None:
         return tuple(one.scale for one in options.adapters)

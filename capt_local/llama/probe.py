@@ -1,14 +1,14 @@
-"""Loads files that no trusted manifest names in a process of their own first.
+"""Test-loads files that no trusted manifest names in an isolated process.
 
-llama.cpp reads a file with code in C++; what a hostile or damaged file does there ends that process
-and not this one. There, every weight is checked for NaN and infinities, a text is split into tokens
-and some of them are computed. On Linux that process may use only the system calls that this needs
-(see `hardening`), and its memory is limited to what the header explains; elsewhere only the limits
-of the system hold it. It has as much time as a slow disk needs. Each model has a process of its
-own, with the adapters that are put on it: what one file has done to a process, no other meets.
+llama.cpp parses files in C++; a hostile or damaged file can then crash that process only, not this
+one. It checks every weight for NaN and infinities, tokenizes a text and decodes some of its tokens.
+On Linux that process may use only the system calls that it needs (see `hardening`), and the memory
+that the header explains; elsewhere only the limits of the system apply. Its time limit is that of a
+slow disk. Each model has its own process, with its adapters, so that no file can affect the check
+of another one.
 
-Two kinds of names below: what this process runs (`look`), and what the other one does (`serve`). A
-request in JSON goes to its standard input, and one line comes back.
+`probe_files` runs in this process, `serve` in the isolated one, which gets a request in JSON on its
+standard input and answers with one line.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any
 
 from capt_local.errors import CaptError, MemoryShortage, ModelError, UsageError
 from capt_local.hardening import (
-    be_first_to_go,
     confine,
+    detach_standard_streams,
     limit_memory,
-    own_streams,
-    run_apart,
+    prefer_oom_kill,
+    run_isolated,
 )
 from capt_local.llama.gguf_header import check_adapter, read_header
 from capt_local.llama.library import library
@@ -44,35 +44,35 @@ Waiting = Callable[[], None]
 
 UNCONFINED, PASSED, REFUSED, SHORT = "unconfined", "passed", "refused: ", "memory: "
 
-_SECONDS = 60.0  # for a file of no size
-_SLOWEST = 10 << 20  # bytes in a second
+_SECONDS = 60.0  # time limit for an empty file
+_SLOWEST = 10 << 20  # bytes per second of the slowest disk
 _LONGEST = 1000  # characters of an answer
-_PROGRAM_BYTES = 1 << 30  # for the program itself and for what it makes of a vocabulary
+_PROGRAM_BYTES = 1 << 30  # memory of the program itself and of a vocabulary
 _CONTEXT = 64
 _SAMPLE = b"Pt. denies chest pain; BP 120/80 mmHg.\n"
-_MOST_TOKENS = 4  # of the sample that are computed
-# One thread, so that the filter of system calls can forbid to start any.
+_MOST_TOKENS = 4  # tokens of the sample to decode
+# A single thread, so that the system call filter can forbid to start others.
 _OPTIONS = LoadOptions(gpu_layers=0, context=_CONTEXT, batch=16, max_rows=1, threads=1)
 
 _PROGRAM = "from capt_local.llama.probe import serve; serve()"
 _TRIAL = "import sys; from capt_local.hardening import confine; sys.exit(not confine())"
 
 
-def calls_are_forbidden() -> bool:
-    """Whether the kernel enforces the probe's list of system calls; tries it in a process."""
+def seccomp_is_enforced() -> bool:
+    """Whether the kernel enforces the probe's system call filter; tested in a new process."""
     with contextlib.suppress(OSError):
-        return run_apart(_TRIAL, b"", seconds=_SECONDS, largest=_LONGEST)[1] == 0
+        return run_isolated(_TRIAL, b"", seconds=_SECONDS, largest=_LONGEST)[1] == 0
     return False
 
 
-def look(
+def probe_files(
     path: Path,
     adapters: Sequence[Path] = (),
     waiting: Waiting | None = None,
     stamps: Mapping[Path, Stamp] | None = None,
     encoder: bool = False,
 ) -> dict[Path, str]:
-    """Loads a model in a process of its own, and each of the adapters onto it.
+    """Test-loads a model, alone and with each of its adapters, in an isolated process.
 
     Args:
         path: of the model, or with `encoder` of the encoder of a scorer.
@@ -89,7 +89,7 @@ def look(
         MemoryShortage: the model does not fit into memory.
         UsageError: this Linux does not let a process give up system calls.
     """
-    header = read_header(path, encoder=encoder)  # a broken one never reaches llama.cpp
+    header = read_header(path, encoder=encoder)  # raises for a broken header, before llama.cpp
     with ExitStack() as stack:
         locked = {
             one: stack.enter_context(LockedFile(one, (stamps or {}).get(one)))
@@ -105,7 +105,7 @@ def look(
         names = stack.enter_context(_named(locked)) if copies else {}
         files = [os.fsencode(names.get(one, one.absolute())) for one in (path, *adapters)]
         request = {
-            # In hexadecimal: the name of a file need not be UTF-8, and JSON has to be.
+            # Hexadecimal, since file names need not be UTF-8 and JSON has to be.
             "files": [name.hex() for name in files],
             "encoder": encoder,
             "memory": needed + _PROGRAM_BYTES,
@@ -132,13 +132,13 @@ def look(
 
 
 def _each(adapters: Sequence[Path]) -> list[LoadOptions]:
-    """Options of the model alone, and with each of the adapters."""
+    """Load options for the model alone, and with each of the adapters."""
     return [_OPTIONS, *(replace(_OPTIONS, adapters=(Adapter(one),)) for one in adapters)]
 
 
 @contextlib.contextmanager
 def _named(locked: Mapping[Path, LockedFile]) -> Iterator[dict[Path, Path]]:
-    """Links with the files' own names to what is locked, as an inheriting process may open them."""
+    """Links with the files' own names to the locked files, for a process that inherits them."""
     with tempfile.TemporaryDirectory(prefix="capt-local-") as folder:
         names, folders = {}, list(dict.fromkeys(path.parent for path in locked))
         for path, file in locked.items():
@@ -156,10 +156,10 @@ def _answered(
     waiting: Waiting | None,
     name: str,
 ) -> str:
-    """The line that a new process answers to a request."""
+    """Sends a request to a new process and returns its answer."""
     line = json.dumps(request).encode() + b"\n"
     try:
-        answer, code = run_apart(
+        answer, code = run_isolated(
             _PROGRAM, line, seconds=seconds, largest=4 * _LONGEST, handles=handles, waiting=waiting
         )
     except TimeoutError:
@@ -183,11 +183,11 @@ def _answered(
 
 
 def serve() -> None:
-    """Answers one request. What libraries print is dropped."""
-    incoming, outgoing = own_streams()
+    """Answers one request in the isolated process; output of libraries is discarded."""
+    incoming, outgoing = detach_standard_streams()
     request: dict[str, Any] = parse_object(incoming.readline())
-    be_first_to_go()
-    library()  # opens what it has to, before that is forbidden
+    prefer_oom_kill()
+    library()  # loads shared libraries before the filter forbids it
     import gguf.constants  # noqa: F401  (likewise)
 
     limit_memory(request["memory"])
@@ -213,7 +213,7 @@ def _answer(files: Sequence[Path], *, encoder: bool) -> str:
 
 
 def load(model: Path, adapters: Sequence[Path], *, encoder: bool = False) -> None:
-    """Loads a model and checks every weight; splits a text and computes some tokens of it.
+    """Loads a model, checks every weight, tokenizes a text and decodes some of its tokens.
 
     Raises:
         ModelError: a file is damaged.

@@ -1,11 +1,11 @@
-"""Memory and threads: what a model will take, and what this machine has.
+"""Memory and threads: what a model needs, and what this machine has.
 
-Memory is estimated on the safe side from the header of a file. Threads are all physical cores of an
-idle machine, fewer where others use them: llama.cpp's threads wait for each other several hundred
-times a token, so with more threads than free cores a token takes many times as long as with one
-thread. The time that other processes take is looked at twice a second, and the threads of each
-context follow it; without flash attention the result does not depend on their number. While they
-wait they spin for a short time only, as far as that can be set (OpenMP).
+Memory is estimated conservatively from the header of a file. Threads are as many as physical cores,
+less those busy with other processes: llama.cpp's threads synchronise several hundred times per
+token, so with more threads than free cores a token takes many times as long as with one thread.
+The load of other processes is measured twice a second, and each context adapts its threads; without
+flash attention the result does not depend on their number. Waiting threads spin for a short time
+only, if that can be set (OpenMP).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes that a model takes once it is open."""
+    """Memory that a loaded model takes, in bytes."""
 
     weights: int  # the tensors, as they lie in the file
     kv_cache: int  # of the whole context, or the state of a recurrent model
     buffers: int  # logits and intermediate results of a batch
-    movable: tuple[int, ...] = ()  # the weights of each layer that a GPU can take, the output last
+    movable: tuple[int, ...] = ()  # weights per layer that can go to a GPU, the output layer last
     adapters: int = 0  # LoRA adapters beside the weights
 
     @property
@@ -51,12 +51,12 @@ class MemoryEstimate:
 
     @property
     def layers(self) -> int:
-        """Their number; the output is one of them."""
+        """Number of layers, with the output layer."""
         return len(self.movable)
 
     @classmethod
     def together(cls, several: Sequence[MemoryEstimate]) -> MemoryEstimate:
-        """Contexts on the same weights, which only the first estimate has."""
+        """The sum for contexts on the same weights, which only the first estimate counts."""
         return cls(
             weights=several[0].weights,
             kv_cache=sum(one.kv_cache for one in several),
@@ -66,12 +66,12 @@ class MemoryEstimate:
         )
 
     def layer_bytes(self) -> list[int]:
-        """What each layer takes with its part of the KV cache and of adapters."""
+        """Bytes of each layer with its part of the KV cache and of adapters."""
         each = -(-(self.kv_cache + self.adapters) // max(1, self.layers - 1))
         return [*(size + each for size in self.movable[:-1]), *self.movable[-1:]]
 
     def on_gpus(self, layers: Mapping[str, int]) -> dict[str, int]:
-        """Bytes on each GPU with so many layers on each, in their order and the output last."""
+        """Bytes on each GPU with these numbers of layers: the last ones, in order."""
         sizes, at = self.layer_bytes(), self.layers - sum(layers.values())
         found = {}
         for name, count in layers.items():
@@ -79,8 +79,8 @@ class MemoryEstimate:
             at += count
         return found
 
-    def beside_gpu(self, layers: int) -> MemoryEstimate:
-        """What is left for the machine's own memory with so many layers on GPUs."""
+    def without_gpu_layers(self, layers: int) -> MemoryEstimate:
+        """The estimate of main memory with the last `layers` layers on GPUs."""
         left = self.layers - layers
         share = min(1.0, left / max(1, self.layers - 1)) if layers else 1.0
         return replace(
@@ -93,7 +93,7 @@ class MemoryEstimate:
 
 
 def context_size(header: Header, options: LoadOptions) -> int:
-    """Tokens that the context will hold: what was asked for, or a default for this model."""
+    """The context size in tokens: as requested, or the default for this model."""
     if options.context is not None:
         return options.context
     trained = header.number("context_length", DEFAULT_CONTEXT)
@@ -101,7 +101,7 @@ def context_size(header: Header, options: LoadOptions) -> int:
 
 
 def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
-    """What the model takes with these options. Raises ModelError where an adapter is damaged."""
+    """The memory of a model with these options. Raises ModelError if an adapter is damaged."""
     sizes = {tensor.name: tensor.size for tensor in header.tensors}
     layers = [0] * (header.number("block_count") + 1)
     for name, size in sizes.items():
@@ -109,8 +109,8 @@ def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
             layers[-1] += size
         elif found := _BLOCK.match(name):
             layers[min(int(found[1]), len(layers) - 1)] += size
-    # Where input and output share a matrix, it is kept twice: in order for the one, rearranged for
-    # the other.
+    # A matrix shared by input embedding and output is in memory twice: in plain order for the one,
+    # repacked for the other.
     again = sizes.get("token_embd.weight", 0) if "output.weight" not in sizes else 0
     state = header.number("ssm.state_size") + max(header.number("ssm.conv_kernel") - 1, 0)
     recurrent = 4 * (len(layers) - 1) * SEQUENCES * header.number("ssm.inner_size") * state
@@ -128,7 +128,7 @@ def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
 
 
 def check_fits(estimates: Mapping[str, MemoryEstimate], available: int | None = None) -> None:
-    """Raises MemoryShortage where models (by role) take more bytes than this machine has free."""
+    """Raises MemoryShortage if models (by role) need more memory than is available."""
     there = available_memory() if available is None else available
     needed = sum(one.total for one in estimates.values())
     if needed <= there:
@@ -146,12 +146,21 @@ def check_fits(estimates: Mapping[str, MemoryEstimate], available: int | None = 
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: the machine's, or what its control group allows."""
+    """Bytes that this process may still allocate: by the machine, or by its control groups."""
     free = int(psutil.virtual_memory().available)
-    return min([free, *(room for group in control_groups() if (room := _room(group)) is not None)])
+    return min(
+        [
+            free,
+            *(
+                room
+                for group in control_groups()
+                if (room := _cgroup_memory_left(group)) is not None
+            ),
+        ]
+    )
 
 
-def _room(group: Path) -> int | None:
+def _cgroup_memory_left(group: Path) -> int | None:
     """Bytes left of the memory limit of a control group (Linux, cgroup v2)."""
     try:
         limit = int((group / "memory.max").read_text())
@@ -161,7 +170,7 @@ def _room(group: Path) -> int | None:
         )
     except (OSError, ValueError):
         return None  # no such group, or no limit ("max")
-    # Cached file pages count as used, but are given back when memory is short.
+    # Cached file pages count as used, but are reclaimed when memory is short.
     return max(0, limit - used + int(counts.get("inactive_file", 0)))
 
 
@@ -196,10 +205,10 @@ def _mib(count: int) -> str:
 # --- threads --------------------------------------------------------------------------------------
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
-_INTERVAL = 0.5  # seconds between two looks
-_SHORTEST = 0.05  # seconds that say something; the system counts in units of 0.01
-_SLACK = 0.35  # of a core that others may take before a thread is given up
-_SPINS = "30000"  # turns of a waiting thread before it sleeps; OpenMP's own number is 300,000
+_INTERVAL = 0.5  # seconds between two measurements
+_SHORTEST = 0.05  # shortest interval to measure, in seconds; the system counts in units of 0.01
+_SLACK = 0.35  # load of other processes, in cores, that does not yet cost a thread
+_SPINS = "30000"  # iterations that a waiting thread spins before it sleeps; default 300,000
 
 
 def limit_spinning() -> None:
@@ -209,7 +218,7 @@ def limit_spinning() -> None:
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use; threads beyond them only wait for each other."""
+    """Physical cores that this process may use; more threads would not be faster."""
     usable = min(len(_usable_cpus()), _quota())
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
@@ -229,7 +238,7 @@ def control_groups() -> Iterator[Path]:
 
 @cache
 def _quota() -> int:
-    """Cores that the control groups of this process allow; else very many."""
+    """CPU quota of this process's control groups, in cores; very many without one."""
     found = [1 << 20]
     for folder in control_groups():
         with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
@@ -239,11 +248,11 @@ def _quota() -> int:
 
 
 class BusyCores:
-    """What other processes take of the machine.
+    """Measures the CPU load of other processes.
 
     Attributes:
-        cores: processors (threads of cores) that this process may use.
-        others: how many of them other processes took lately; 0 at first.
+        cores: logical processors that this process may use.
+        others: number of them used by other processes in the last interval; 0 at first.
     """
 
     def __init__(self) -> None:
@@ -253,7 +262,7 @@ class BusyCores:
         self._last = self._sample()
 
     def threads(self) -> int:
-        """Threads that find a core each: at least one, at most the physical cores."""
+        """Number of threads with a free core each: at least one, at most the physical cores."""
         if time.monotonic() - self._last[0] >= _SHORTEST:
             before, self._last = self._last, self._sample()
             clock, busy, own = (now - then for now, then in zip(self._last, before, strict=True))
@@ -261,7 +270,7 @@ class BusyCores:
         return max(1, min(physical_cores(), int(self.cores - self.others + _SLACK)))
 
     def _sample(self) -> tuple[float, float, float]:
-        """Seconds of the clock, of all work on the usable processors, of this process."""
+        """Seconds: wall clock, busy time of all usable processors, CPU time of this process."""
         times = psutil.cpu_times(percpu=True)
         busy = 0.0
         for number in self._usable:
@@ -275,7 +284,7 @@ class BusyCores:
 
 @cache
 def busy_cores() -> BusyCores:
-    """Those of this process, counted from the first call on."""
+    """The process-wide instance; measures from its first call on."""
     return BusyCores()
 
 
@@ -292,7 +301,7 @@ class ThreadCount:
         self._next = time.monotonic() + _INTERVAL
 
     def changed(self) -> bool:
-        """Whether there is another count since the last call; looks twice a second."""
+        """Whether `count` has changed since the last call; measures twice a second."""
         if self._fixed or time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + _INTERVAL

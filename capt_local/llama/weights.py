@@ -1,7 +1,7 @@
 """The weights of one GGUF file: loaded once, shared by any number of contexts.
 
-A file is open from its check to the end of its loading (`LockedFile`), so that it stays the same
-one. Behind the weights stand the check of their values and the vocabulary as bytes.
+A file is kept open from its check to the end of loading (`LockedFile`), so that it cannot be
+replaced. The check of tensor values and the reading of the vocabulary follow the weights.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from capt_local.llama.devices import Kernels, Layers, plan
 from capt_local.llama.gguf_header import (
     NO_VOCABULARY,
     Header,
+    adapter_error,
     check_adapter,
-    misfit,
     read_header,
     readable,
     tensor_types,
@@ -42,23 +42,23 @@ from capt_local.tokenization import TokenKind, Vocabulary
 
 Progress = Callable[[float], None]
 
-# Text that a stack of 8 MiB can split whatever the pre-tokenizer, and what a longer one is given.
+# Bytes of text that any pre-tokenizer can split on a stack of 8 MiB; stack per byte of longer text.
 _ON_OWN_STACK, _STACK_PER_BYTE = 8192, 1024
 LONGEST_RUN = 1 << 20
-# Pre-tokenizers that look ahead over a whole run at each of its characters, and what they may cost
-# a second for.
+# Pre-tokenizers with quadratic time in the length of a run of such characters, and the run length
+# that takes about a second.
 _QUADRATIC = {
     "superbpe": (re.compile(r"\d+"), 4096),
     "jais-2": (re.compile(r"\s+"), 65536),
 }
 _STACK_SIZE = threading.Lock()  # `threading.stack_size` is one for all threads
 
-# Formats that llama.cpp rearranges for kernels which take four tokens at once: two or three cost
-# more than four, as each of them is computed by itself.
+# Formats that llama.cpp repacks for kernels that compute 4 tokens at once: a batch of 2 or 3 costs
+# more than one of 4, as its tokens are computed one by one.
 _BY_FOURS = ("Q4_0", "Q4_K", "IQ4_NL")
 _CHECKED_AT_ONCE = 1 << 24  # bytes of a tensor
 
-# What llama.cpp's warnings about a file mean for its answers; the first that a line holds counts.
+# The meaning of llama.cpp's warnings about a file for its answers, by the first matching text.
 _QUALITY = {
     "missing pre-tokenizer type": (
         "does not say how its text is split before it becomes tokens (tokenizer.ggml.pre), and "
@@ -86,12 +86,12 @@ _CHUNK = 1 << 20
 
 
 class LockedFile(Closing):
-    """A file that llama.cpp is to load; errors are ModelError.
+    """A model file kept open so that llama.cpp loads exactly the file that was checked.
 
-    On Linux, llama.cpp is given the open file by its handle, so another one of the same name is
-    never read. A file that other accounts may write could still change in place, even without a
-    change of its times; llama.cpp gets a private copy of it, whose digest has to be the one that
-    was checked. Elsewhere llama.cpp opens the file by its name; a change is found afterwards.
+    On Linux, llama.cpp opens it through /proc/self/fd, so that a file moved to the same name is
+    never read. A file that other accounts may write could still be changed in place, even with the
+    same times; llama.cpp gets a private copy, whose digest must be the checked one. Elsewhere
+    llama.cpp opens the file by its name; a change is detected afterwards. Errors are ModelError.
 
     Args:
         path: of the file.
@@ -120,7 +120,7 @@ class LockedFile(Closing):
             raise
 
     def check(self) -> None:
-        """Raises ModelError where it was changed, cut off, or another one has its name."""
+        """Raises ModelError if the file was changed, truncated or replaced."""
         if self.sha256 is not None:
             return  # a copy that nobody else can reach
         try:
@@ -133,7 +133,7 @@ class LockedFile(Closing):
             self._refuse()
 
     def close(self) -> None:
-        """Closes it; a private copy is gone with that."""
+        """Closes the file, which also deletes a private copy."""
         os.close(self.handle)
 
     def _copy(self) -> None:
@@ -166,7 +166,7 @@ class LockedFile(Closing):
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a model says about itself."""
+    """Facts about a loaded model."""
 
     name: str  # of the file, without its folder
     architecture: str  # such as "llama"
@@ -176,8 +176,8 @@ class Metadata:
     vocabulary_size: int  # tokens
     chat_template: str | None  # Jinja source, if the file has one
     devices: Layers  # the GPUs that layers were put on, and how many on each
-    layers: int  # in all, the output being one
-    kernels: Kernels  # that compute batches of its tokens
+    layers: int  # number of layers, with the output layer
+    kernels: Kernels  # for the costs of batches
 
     @property
     def gpu_layers(self) -> int:
@@ -185,14 +185,14 @@ class Metadata:
 
 
 class LoadedAdapter(NamedTuple):
-    """An adapter on some weights: llama.cpp's address of it, and what the user should know."""
+    """A loaded LoRA adapter: its llama.cpp address, and messages for the user."""
 
     address: int
     notes: tuple[str, ...]
 
 
 class Weights(Closing):
-    """A loaded model file. Closed when its maker and every context on it have let go.
+    """A loaded model file, freed when its creator and all contexts on it have closed it.
 
     Args:
         path: of the GGUF file.
@@ -201,7 +201,7 @@ class Weights(Closing):
         vocabulary_only: reads no tensors; such weights tokenize, but no context fits on them.
         layers: that GPUs take, if that is settled (`devices.plan`); else what fits now.
         stamps: of the files that were checked, by path; adapters too.
-        encoder: whether it has to be one, instead of a model that writes.
+        encoder: whether an encoder is expected instead of a generative model.
 
     Attributes:
         header: of the file.
@@ -268,13 +268,13 @@ class Weights(Closing):
             )
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
-        """Splits UTF-8 text; see `decoding.proxy.Model.tokenize`.
+        """Tokenizes UTF-8 text; see `decoding.proxy.Model.tokenize`.
 
-        Some pre-tokenizers are std::regex, which recurses over the longest match (up to 350 bytes
-        of stack a byte): a long text gets a thread whose stack is large enough for one match.
+        Some pre-tokenizers use std::regex, which recurses along a match (up to 350 bytes of stack
+        per byte): a long text is tokenized in a thread with a stack large enough for one match.
 
         Raises:
-            ValueError: `text` is not UTF-8; llama.cpp would end the process over some such text.
+            ValueError: `text` is not UTF-8, with which llama.cpp might abort the process.
             TextTooLong: more than `LONGEST_RUN` bytes.
             ModelError: the model has been closed.
         """
@@ -313,7 +313,7 @@ class Weights(Closing):
             space = -count
 
     def adapter(self, path: Path) -> LoadedAdapter:
-        """A LoRA adapter of these weights: loaded once, freed with them.
+        """Loads a LoRA adapter for these weights, once; it is freed with them.
 
         Raises:
             ModelError: the file is missing, damaged, or does not fit.
@@ -329,34 +329,34 @@ class Weights(Closing):
             found = load(self.handle, bytes(file.place))
             if not found:
                 reason = self._library.last_error().replace(str(file.place), path.name)
-                raise misfit(path, name, reason or "llama.cpp gives no reason")
+                raise adapter_error(path, name, reason or "llama.cpp gives no reason")
             file.check()
         self._adapters[place] = LoadedAdapter(int(found), notes)
         return self._adapters[place]
 
     def retain(self) -> Self:
-        """Counts one more user."""
+        """Increments the reference count; each call needs a `close`."""
         self.check_open()
         self._users += 1
         return self
 
     def check_open(self) -> None:
-        """Raises ModelError where the weights have been freed."""
+        """Raises ModelError if the weights have been freed."""
         if self.handle is None:
             raise ModelError(f"{self.metadata.name} has been closed.")
 
     def close(self) -> None:
-        """Lets go; the last user frees the memory."""
+        """Decrements the reference count; at 0 the memory is freed."""
         self._users -= 1
         if self._users == 0 and self.handle is not None:
             self._library.api.llama_model_free(self.handle)
             self.handle = None
 
     def _choose_layers(self, name: str, options: LoadOptions) -> Layers:
-        """Layers for GPUs; also refuses what does not fit into memory."""
+        """Plans layers on GPUs; raises MemoryShortage if the rest does not fit into memory."""
         needed = estimate(self.header, options)
         layers = plan({name: needed}, {name: options}, self._library.devices())[name]
-        check_fits({name: needed.beside_gpu(sum(layers.values()))})
+        check_fits({name: needed.without_gpu_layers(sum(layers.values()))})
         return layers
 
     def _load(
@@ -367,7 +367,7 @@ class Weights(Closing):
     ) -> int:
         path, api = file.path, self._library.api
         parameters = api.llama_model_default_params()
-        # Exactly as planned; without a layer on them no GPU is used for anything.
+        # Only the planned GPUs: without layers, no GPU is used for anything.
         find = self._library.function("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
         gpus = [find(gpu.encode()) for gpu in self._layers]
         devices = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
@@ -380,7 +380,7 @@ class Weights(Closing):
         self._library.forget_errors()
         with DeferredInterrupts() as interrupts:
 
-            def tell(fraction: float, _data: object) -> bool:
+            def on_progress(fraction: float, _data: object) -> bool:
                 try:
                     if progress is not None:
                         progress(fraction)
@@ -388,7 +388,7 @@ class Weights(Closing):
                     raised.append(error)
                 return not raised and not interrupts.requested
 
-            callback = api.llama_progress_callback(tell)
+            callback = api.llama_progress_callback(on_progress)
             parameters.progress_callback = callback
             handle = api.llama_model_load_from_file(bytes(file.place), parameters)
         if raised:
@@ -410,7 +410,7 @@ class Weights(Closing):
     def _describe(self, name: str) -> Metadata:
         api = self._library.api
         template = api.llama_model_chat_template(self.handle, None)
-        # Loaded for its vocabulary alone, a model calls itself F32: the file itself knows better.
+        # With vocab_only llama.cpp reports F32, so the type is read from the header.
         declared = self.header.values.get("general.file_type")
         known = isinstance(declared, int)
         number = declared if known else api.llama_model_ftype(self.handle)
@@ -432,13 +432,13 @@ class Weights(Closing):
 
 
 def check_values(library: Library, file: LockedFile, header: Header) -> None:
-    """Looks at every number of a file's tensors for NaN, infinities and impossible blocks.
+    """Checks all tensors of a file for NaN, infinities and invalid blocks.
 
-    llama.cpp can do that while it loads (`check_tensors`), but starts a thread for each tensor,
-    and the stacks of some hundred threads are more than the model.
+    llama.cpp can do this itself (`check_tensors`), but it starts a thread per tensor, and the
+    stacks of some hundred threads take more memory than the model.
 
     Raises:
-        ModelError: a tensor holds such a number; or the file cannot be read.
+        ModelError: a tensor has invalid data, or the file cannot be read.
     """
     valid = library.function(
         "ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
@@ -470,7 +470,7 @@ def _read_into(stream: RawIOBase, part: npt.NDArray[np.uint8]) -> None:
 
 
 def quality_notes(name: str, warnings: Iterable[str]) -> tuple[str, ...]:
-    """What llama.cpp's warnings about a file mean for its answers, each once."""
+    """Messages for the user from llama.cpp's warnings about a file, each once."""
     found: dict[str, None] = {}
     for line in warnings:
         for mark, meaning in _QUALITY.items():
@@ -483,8 +483,8 @@ def quality_notes(name: str, warnings: Iterable[str]) -> tuple[str, ...]:
 
 # --- the vocabulary ------------------------------------------------------------------------------
 
-# llama.cpp's bit of each kind, the strongest first: a token that it finds to be a marker keeps the
-# kind that the file gave it beside CONTROL. Bits above these tell how a marker treats white space.
+# llama.cpp's attribute bit of each kind, in order of precedence: a token that it detects as a
+# marker has the file's kind beside CONTROL. Higher bits say how a token treats whitespace.
 _KIND_BITS = (
     (1 << 3, TokenKind.CONTROL),
     (1 << 4, TokenKind.USER_DEFINED),
@@ -505,10 +505,10 @@ _SLOT = 64  # bytes; a few hundred tokens of a vocabulary are longer
 
 
 def read_vocabulary(library: Library, vocab: ctypes.c_void_p, name: str) -> Vocabulary:
-    """The vocabulary at an address of llama.cpp's.
+    """Reads a `llama_vocab`.
 
     Raises:
-        ModelError: llama.cpp cannot spell one of its tokens; has the file's `name`.
+        ModelError: llama.cpp cannot spell one of its tokens; the message has the file's `name`.
     """
     api = library.api
     count = api.llama_vocab_n_tokens(vocab)
@@ -531,7 +531,7 @@ def read_vocabulary(library: Library, vocab: ctypes.c_void_p, name: str) -> Voca
 
 
 def _pieces(library: Library, vocab: ctypes.c_void_p, count: int, name: str) -> list[bytes]:
-    """The bytes of all tokens, spelt into slots of one buffer; long ones once more on their own."""
+    """The bytes of all tokens, read into slots of one buffer; longer ones again one by one."""
     number, address = ctypes.c_int32, ctypes.c_void_p
     spell = library.function(
         "llama_token_to_piece", number, address, number, address, number, number, ctypes.c_bool

@@ -1,1 +1,1 @@
-"""Prompts: messages become tokens, what people wrote apart from what a template wrote."""
+"""Prompts: from messages to tokens, with people's text kept apart from template text."""

@@ -1,22 +1,21 @@
 """From messages or raw text to the tokens of one model.
 
-Scaffolding is tokenized with control tokens, text without, each apart. Where a tokenizer would
-look across the border, three rules make the tokens those of the whole, for text that does not
-begin or end in white space:
+Scaffolding (template text) is tokenized with control tokens, people's text without, separately.
+Where tokenization depends on both sides of a boundary, three rules give the tokens of the whole
+prompt, for text without leading or trailing whitespace:
 
-- Text at the beginning, or right behind a control token, gets the leading space that some
-  tokenizers put there; elsewhere it goes on from what stands before.
-- A space at the end of scaffolding is part of the first word behind it ("[/INST] Hello" is "]",
-  " Hello"), so it is taken from the scaffolding and tokenized with the text. It is then in the
-  tokens of the text's segment but not in its `text`, as the leading space is.
-- An empty text has no segment of tokens of its own between its scaffolding: what stands before
-  and behind it is tokenized in one piece.
+- Text at the beginning, or directly after a control token, gets the leading space that some
+  tokenizers add; elsewhere it continues the preceding text.
+- A space at the end of scaffolding is part of the following word ("[/INST] Hello" is "]",
+  " Hello"), so it is moved from the scaffolding to the text before tokenization. It is then in the
+  tokens of the text's segment but not in its `text`, like the leading space.
+- An empty text has no segment: the scaffolding before and after it is tokenized together.
 
-Where a model's answer ends, and where its reasoning begins and ends, is read off its template: what
-that puts behind an answer is what the model ends one with, and what it puts around reasoning is
-what the model puts there. Both are found by rendering it with marks in the place of texts.
-Reasoning that templates leave out of a conversation is looked for by the names of known markers, in
-the source of the template and in the vocabulary.
+The tokens that end an answer, and the markers of reasoning, come from the chat template: a model
+ends its answer with what the template writes after one, and encloses reasoning in what the template
+writes around it. Both are found by rendering the template with placeholders for texts. If a
+template drops reasoning from a conversation, known markers are searched in its source and in the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _MARKERS = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
 def build_chat(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: TextTokenizer
 ) -> Prompt:
-    """The prompt that asks for an answer to the last message, which is the user's.
+    """The prompt of a conversation, to be answered by the model.
 
     Raises:
         UsageError: the conversation is empty, out of order, or its last message is empty.
@@ -68,17 +67,17 @@ def build_chat(
     segments.close()
     return Prompt(
         segments=tuple(segments.done),
-        starts_fresh=segments.fresh,
-        lead=tokenizer.lead if segments.fresh else b"",
+        starts_text=segments.fresh,
+        leading_space=tokenizer.leading_space if segments.fresh else b"",
         notices=(*scaffold.notices, *segments.notices),
     )
 
 
 def build_raw(text: bytes, tokenizer: TextTokenizer, *, role: str = "target") -> Prompt:
-    """The prompt whose answer goes on with a text, which is kept as it is.
+    """The prompt of a text to be continued, without a chat template.
 
-    Only the target must read every byte; a proxy goes without characters that its vocabulary has
-    no token for, and a notice says so.
+    Only the target must encode every byte; for a proxy, characters that its vocabulary has no token
+    for are left out, with a notice.
 
     Raises:
         UsageError: the text is empty.
@@ -91,19 +90,19 @@ def build_raw(text: bytes, tokenizer: TextTokenizer, *, role: str = "target") ->
     segments.close()
     return Prompt(
         segments=tuple(segments.done),
-        goes_on=True,
-        starts_fresh=False,
+        continues_text=True,
+        starts_text=False,
         notices=tuple(segments.notices),
     )
 
 
 class _Segments:
-    """Segments as they come, with scaffolding held back until it is known what follows."""
+    """Builds the segments of a prompt; scaffolding is buffered until the next text is known."""
 
     def __init__(self, tokenizer: TextTokenizer, role: str) -> None:
-        self.done: list[Segment] = []  # what is tokenized
-        self.fresh = True  # the next text would stand at the beginning or behind a control token
-        self.notices: list[str] = []  # what the user should know
+        self.done: list[Segment] = []  # tokenized segments
+        self.fresh = True  # whether the next text is at the start or directly after a control token
+        self.notices: list[str] = []  # messages for the user
         self._tokenizer = tokenizer
         self._role = role
         self._held = b""
@@ -130,7 +129,7 @@ class _Segments:
                     f"The {self._role} has no token for some bytes of the text and does not see "
                     "them."
                 )
-        # The last look at what the text became: a forged turn must never reach a model.
+        # A last check of the tokens: text must never forge a turn.
         kinds = self._tokenizer.vocabulary.kinds
         if (kinds[np.asarray(tokens, dtype=np.intp)] == TokenKind.CONTROL).any():
             raise ModelError(
@@ -141,7 +140,7 @@ class _Segments:
         self.fresh = False
 
     def close(self) -> None:
-        """Tokenizes the scaffolding that is held back."""
+        """Tokenizes the buffered scaffolding."""
         vocabulary = self._tokenizer.vocabulary
         try:
             tokens = self._tokenizer.scaffold(self._held, start=self.fresh)
@@ -152,7 +151,7 @@ class _Segments:
             ) from None
         self._held = b""
         if self._bos_due and vocabulary.add_bos and vocabulary.bos is not None:
-            # A template may write the token itself; a second one would be a text of its own.
+            # The template may write BOS itself; two would begin a second text.
             tokens = tokens if tokens[:1] == [vocabulary.bos] else [vocabulary.bos, *tokens]
         self._bos_due = False
         if tokens:
@@ -162,7 +161,7 @@ class _Segments:
 
 @dataclasses.dataclass
 class PromptBuilder:
-    """Makes the prompts of one model, in its own template and its own tokens.
+    """Builds the prompts of one model, with its chat template and tokenizer.
 
     For `file`, `own`, `date` and `given` see `open_template`.
     """
@@ -173,18 +172,18 @@ class PromptBuilder:
     date: datetime.date | None = None
     given: str | None = None
 
-    def prompt(self, asked: str | Sequence[Message], *, raw: bool) -> Prompt:
-        """The prompt of a question, a conversation, or a text to go on with.
+    def prompt(self, question: str | Sequence[Message], *, raw: bool) -> Prompt:
+        """The prompt of a question, a conversation, or with `raw` a text to continue.
 
         Raises:
             UsageError: it is empty, not text, or of the wrong form; or there is no template.
-            ModelError: the template or the vocabulary cannot take it.
+            ModelError: the template or the vocabulary cannot represent it.
         """
         if raw:
-            if not isinstance(asked, str):
+            if not isinstance(question, str):
                 raise UsageError("A conversation has no raw form: give a text.")
-            return build_raw(_utf8(asked), self.tokenizer, role=self.file.role)
-        messages = [Message("user", asked)] if isinstance(asked, str) else asked
+            return build_raw(_utf8(question), self.tokenizer, role=self.file.role)
+        messages = [Message("user", question)] if isinstance(question, str) else question
         made = build_chat(messages, self.template, self.tokenizer)
         ends, markers = self._ends_and_markers
         notices = made.notices
@@ -197,7 +196,7 @@ class PromptBuilder:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The chat template; raw text needs none."""
+        """The chat template, opened on first use: raw text needs none."""
         vocabulary = self.tokenizer.vocabulary
         return open_template(self.file, self.own, vocabulary, given=self.given, date=self.date)
 
@@ -215,10 +214,10 @@ def vocabulary_with_turn_ends(
     tokenize: Callable[..., list[int]],
     given: str | None = None,
 ) -> Vocabulary:
-    """The vocabulary with what the model's template writes behind an answer as end tokens.
+    """The vocabulary with the turn ends of the model's chat template as end tokens.
 
-    A token that is part of a reasoning marker is left out: it ends an answer, but not the output.
-    A model without a usable template keeps its vocabulary; its prompts raise the error.
+    Tokens of reasoning markers are excluded: they end an answer, but not the output. A model
+    without a usable template keeps its vocabulary; building a prompt raises the error.
     """
     try:
         template = open_template(file, own, vocabulary, given=given)
@@ -228,7 +227,7 @@ def vocabulary_with_turn_ends(
         return vocabulary
     if markers is not None:
         ends = frozenset(token for token in ends if vocabulary.piece(token) not in markers)
-    return vocabulary if vocabulary.is_end[list(ends)].all() else vocabulary.with_ends(ends)
+    return vocabulary if vocabulary.is_end[list(ends)].all() else vocabulary.with_end_tokens(ends)
 
 
 def _utf8(text: str) -> bytes:
@@ -243,7 +242,7 @@ def _utf8(text: str) -> bytes:
 # --- where an answer ends, and where its reasoning begins and ends --------------------------------
 
 _SPECIAL = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
-# What begins and ends reasoning: Qwen, DeepSeek, GLM, Nemotron, SmolLM3, Granite, LFM2 and others;
+# Markers of reasoning (begin, end): Qwen, DeepSeek, GLM, Nemotron, SmolLM3, Granite, LFM2, others;
 # Mistral; Seed-OSS; Cohere; EXAONE Deep; Apertus; Gemma 4; MedGemma; Kimi-VL; Pangu; MiniMax.
 _PAIRS: tuple[Pair, ...] = (
     (b"<think>", b"</think>"),
@@ -260,7 +259,7 @@ _PAIRS: tuple[Pair, ...] = (
     (b"<thinking>", b"</thinking>"),
     (b"<reasoning>", b"</reasoning>"),
 )
-# What some models put around the answer itself: Cohere, Granite and ERNIE, Hunyuan, Apriel.
+# Markers around the answer itself: Cohere, Granite and ERNIE, Hunyuan, Apriel.
 _ANSWERS: tuple[Pair, ...] = (
     (b"<|START_RESPONSE|>", b"<|END_RESPONSE|>"),
     (b"<|START_TEXT|>", b"<|END_TEXT|>"),
@@ -271,11 +270,11 @@ _ANSWERS: tuple[Pair, ...] = (
 
 
 class _Channels(NamedTuple):
-    """Messages in channels, each of them closed (gpt-oss, Solar)."""
+    """The markers of models that write messages in channels (gpt-oss, Solar)."""
 
-    tokens: tuple[bytes, ...]  # that such a vocabulary has
-    close: bytes  # ends a message and begins the next one of the model
-    channels: tuple[tuple[bytes, bool], ...]  # what begins a message, and whether it is reasoning
+    tokens: tuple[bytes, ...]  # special tokens by which such a vocabulary is recognised
+    close: bytes  # ends a message and begins the model's next one
+    channels: tuple[tuple[bytes, bool], ...]  # each channel's beginning; whether it is reasoning
 
 
 _FAMILIES = (
@@ -303,15 +302,15 @@ _MENTIONS = re.compile(r"reasoning_content|enable_thinking|reasoning_effort|<thi
 def find_turn_ends(
     template: ChatTemplate, vocabulary: Vocabulary, tokenize: Callable[..., list[int]]
 ) -> frozenset[int]:
-    """The control tokens that the template writes first behind an answer.
+    """The first control tokens that the template writes after an answer.
 
-    Where it writes none that belongs to the answer, that is what begins the next turn; a model
-    that writes it has ended its own.
+    If the template does not close the answer, that is the token that begins the next turn; a model
+    that generates it has ended its own turn.
 
     `tokenize` is the model's; see `TextTokenizer`.
     """
     found = set()
-    for written in template.behind_answers():
+    for written in template.text_after_answers():
         tokens = tokenize(written.encode("utf-8", "replace"), special=True) if written else []
         found.update([token for token in tokens if _is_marker(vocabulary, token)][:1])
     return frozenset(found)
@@ -331,7 +330,7 @@ def find_markers(vocabulary: Vocabulary, template: ChatTemplate) -> ReasoningMar
         if has(family.tokens):
             within = tuple((family.close + mark, reasons) for mark, reasons in family.channels)
             return ReasoningMarkers(family.channels, within)
-    # Behind `<unused94>` stands a word that is no part of the token.
+    # The word "thought" after `<unused94>` is not part of that token.
     pairs = [
         (begin, end)
         for begin, end in _PAIRS
@@ -347,12 +346,12 @@ def find_markers(vocabulary: Vocabulary, template: ChatTemplate) -> ReasoningMar
 
 
 def mentions_reasoning(source: str) -> bool:
-    """Whether the source of a template speaks of reasoning."""
+    """Whether the source of a template mentions reasoning."""
     return _MENTIONS.search(source) is not None
 
 
 def _rendered(template: ChatTemplate, known: Sequence[Pair]) -> Iterator[Pair]:
-    """What the template writes around reasoning, where that is no known pair."""
+    """The markers that the template writes around reasoning, unless the pair is known."""
     around = template.around_answer(reasoning=True)
     if around is None:
         return
@@ -369,7 +368,7 @@ def _rendered(template: ChatTemplate, known: Sequence[Pair]) -> Iterator[Pair]:
 
 
 def _answer_opener(template: ChatTemplate, known: Sequence[tuple[bytes, bool]]) -> Iterator[bytes]:
-    """What the template writes between a generation prompt and an answer without reasoning."""
+    """The text between the generation prompt and an answer without reasoning."""
     around = template.around_answer(reasoning=False)
     if around is not None:
         opener = _beyond(around[0].strip(), around[1].strip()).encode()
@@ -378,7 +377,7 @@ def _answer_opener(template: ChatTemplate, known: Sequence[tuple[bytes, bool]]) 
 
 
 def _beyond(prompt: str, written: str) -> str:
-    """What is written behind a generation prompt, not from the middle of a marker on."""
+    """The text of `written` after its common prefix with a generation prompt, in whole markers."""
     pairs = enumerate(zip(prompt, written, strict=False))
     size = next((at for at, (one, other) in pairs if one != other), min(len(prompt), len(written)))
     for bracket, closing in ("<>", "[]"):
@@ -388,7 +387,7 @@ def _beyond(prompt: str, written: str) -> str:
 
 
 def _from_last_marker(scaffold: str) -> str:
-    """The end of a piece of scaffolding, from its last markers on."""
+    """The end of scaffolding, from its last run of markers on."""
     found = list(_RUN.finditer(scaffold))
     return scaffold[found[-1].start() :].rstrip() if found else ""
 

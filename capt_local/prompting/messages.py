@@ -1,7 +1,7 @@
-"""What is asked, and what it becomes for one model.
+"""Messages, and the prompt that they become for one model.
 
-A prompt is a row of segments: scaffolding that a template wrote, and text that people or models
-wrote. The text is the same bytes for all three models; only its tokens differ.
+A prompt is a sequence of segments: scaffolding from a chat template, and text of people or models.
+The text is the same bytes for all models; only its tokens differ.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from capt_local.errors import UsageError
-from capt_local.strict_json import NotReadable
+from capt_local.strict_json import ParseError
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -19,10 +19,10 @@ Pair = tuple[bytes, bytes]
 
 
 def refuse_nul(text: str | bytes, what: str) -> None:
-    """Refuses text with a NUL byte: C strings end there, so the engine would cut it unnoticed.
+    """Raises UsageError for text with a NUL byte, at which llama.cpp would silently cut it.
 
-    The one rule for control characters in all verbs; others pass as they are. The UsageError has
-    the position in the text's UTF-8, and `what` for the text.
+    The only rule about control characters in all commands; others are kept. The message names the
+    byte offset, and the text by `what`.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     place = data.find(0)
@@ -43,24 +43,24 @@ class Segment:
     """Consecutive tokens of one origin, in one model's vocabulary."""
 
     tokens: tuple[int, ...]
-    # The bytes that a person or model wrote; None for scaffolding (BOS included). A leading space
-    # that the tokenizer adds by itself is in the tokens but not here.
+    # The bytes written by a person or model; None for scaffolding (BOS included). A leading space
+    # added by the tokenizer is in the tokens but not here.
     text: bytes | None = None
-    evidence: bool = False  # whether the user wrote it, so that it may weigh the contrast
+    evidence: bool = False  # whether it is the user's text, so that it sets the mixture weights
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """What stands where reasoning begins and ends; control tokens as their names."""
+    """The markers of reasoning and answers; control tokens are written as their names."""
 
-    # What may stand at the beginning of the output, and whether reasoning follows it; likewise
-    # behind reasoning.
+    # `begin`: markers at the beginning of the output, each with whether reasoning follows it;
+    # `within`: likewise, inside reasoning.
     begin: tuple[tuple[bytes, bool], ...]
     within: tuple[tuple[bytes, bool], ...]
-    answers: tuple[Pair, ...] = ()  # what may stand around the answer itself
+    answers: tuple[Pair, ...] = ()  # markers around the answer itself
 
     def opened_by(self, scaffold: bytes) -> bool:
-        """Whether the template has opened it, in what it wrote behind the last message."""
+        """Whether the scaffolding after the last message ends with a marker of reasoning."""
         end = scaffold.rstrip()
         return any(end.endswith(marker) for marker, reasons in self.begin if reasons)
 
@@ -75,16 +75,16 @@ class Prompt:
     """The prompt of one model."""
 
     segments: tuple[Segment, ...]
-    # Whether the answer goes on with the text of the last segment (raw text) rather than beginning
-    # a text of its own (a turn).
-    goes_on: bool = False
-    # For a turn: whether the answer is the first text behind a control token, so that a tokenizer
-    # with a leading space puts it there; and that space, which is no part of the answer.
-    starts_fresh: bool = True
-    lead: bytes = b""
-    notices: tuple[str, ...] = ()  # what the user should be told about how it was made
-    markers: ReasoningMarkers | None = None  # of reasoning that may come first; None: there is none
-    turn_ends: frozenset[int] = frozenset()  # what the template writes behind an answer
+    # Whether the answer continues the text of the last segment (a raw prompt) or begins a text of
+    # its own (a chat turn).
+    continues_text: bool = False
+    # For a turn: whether the answer directly follows a control token, so that some tokenizers add a
+    # leading space; and that space, which is not part of the answer.
+    starts_text: bool = True
+    leading_space: bytes = b""
+    notices: tuple[str, ...] = ()  # messages for the user about the prompt
+    markers: ReasoningMarkers | None = None  # None: the model writes no reasoning
+    turn_ends: frozenset[int] = frozenset()  # tokens that the template writes after an answer
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -92,7 +92,7 @@ class Prompt:
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Refuses (UsageError) a conversation that is empty, out of order, or ends empty."""
+    """Raises UsageError for a conversation that is empty, out of order, or ends with no text."""
     if not messages:
         raise UsageError("The conversation is empty.")
     if any(message.role not in ROLES for message in messages):
@@ -108,30 +108,30 @@ def check_turns(messages: Sequence[Message]) -> None:
 def messages_of(value: object) -> tuple[Message, ...]:
     """A conversation that ends with the user's turn, from a list of `{role, content}`.
 
-    A content may be a list with one part of text, as some clients write it. A key whose value is
-    null is as good as not there; any other key would change what is asked, and is refused.
+    The content may be a list with one text part, as some clients write it. Keys with the value null
+    are ignored; any other key would change the meaning of the request, and is refused.
 
     Raises:
-        NotReadable: it is none, or holds what is not text.
+        ParseError: it is not such a list, or holds something other than text.
     """
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise NotReadable('"messages" must be a list of objects')
+        raise ParseError('"messages" must be a list of objects')
     found = []
     for each in value:
         role, content = each.get("role"), each.get("content")
         if role not in ROLES:
-            raise NotReadable('the "role" of a message must be system, user or assistant')
+            raise ParseError('the "role" of a message must be system, user or assistant')
         if isinstance(content, list) and len(content) == 1:
             (part,) = content
             if isinstance(part, dict) and part.keys() == {"type", "text"}:
                 content = part["text"] if part["type"] == "text" else None
         if not isinstance(content, str):
-            raise NotReadable('the "content" of a message must be a text')
+            raise ParseError('the "content" of a message must be a text')
         if any(each[key] is not None for key in each.keys() - {"role", "content"}):
-            raise NotReadable('a message holds more than "role" and "content"')
+            raise ParseError('a message holds more than "role" and "content"')
         found.append(Message(role, content))
     try:
         check_turns(found)
     except UsageError as error:
-        raise NotReadable(str(error).removesuffix(".")) from None
+        raise ParseError(str(error).removesuffix(".")) from None
     return tuple(found)

@@ -1,13 +1,12 @@
-"""Running a chat template, which is a program by strangers, within limits.
+"""Sandbox for chat templates, which are untrusted programs, with limits on time and memory.
 
-Jinja's immutable sandbox keeps a template away from Python. It does not keep it from taking all
-memory or never ending, so the template's syntax tree is rewritten before it is compiled: each
-expression that makes or reads a value is passed through a `Meter`, and so is each turn of a loop
-and each piece of output. Every value is weighed as a tree (characters, items, and what they hold),
-so that each single operation on values is short; the number of operations, the memory they make
-and the time they take are counted. Attributes, filters and functions are those that templates of
-published models use, and no others; each that could make a large value out of small ones is
-checked before it runs.
+Jinja's immutable sandbox keeps a template away from Python, but does not limit its memory or time.
+So the template's syntax tree is rewritten before it is compiled: each expression that makes or
+reads a value passes through a `Meter`, and so does each loop iteration and each piece of output.
+The size of every value is limited (characters, items and all that they contain), so that a single
+operation is short; operations, allocated memory and processor time are counted. Only attributes,
+filters and functions that templates of published models use are allowed; those that could make a
+large value from small ones are checked before they run.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from jinja2.visitor import NodeTransformer
 
 
 class LimitReached(Exception):
-    """A template went over its budget; the text names which and holds nothing else."""
+    """A template exceeded a limit; the message names only the limit."""
 
 
-# How much one rendering may take. Templates of published models take a tenth of it.
+# Limits of one rendering. Templates of published models need a tenth of them.
 _LARGEST = 1 << 16  # weight of any single value: its characters, items and bytes together
 _DEEPEST = 16  # nesting of lists and dictionaries
 _MOST_OUTPUT = 1 << 18  # characters written, those inside macros and blocks included
 _MOST_WORK = 200_000  # operations, plus an eighth of the weight of what they make
-_SECONDS = 2.5  # of the processor, in the thread that renders; its garbage collector counts
-_TURNS = 50  # a conversation of so many more may take as much again
+_SECONDS = 2.5  # processor time of the rendering thread, garbage collection included
+_TURNS = 50  # the limits are added once more for each so many turns of the conversation
 
 
 class Meter:
-    """Counts what one rendering takes; every method raises LimitReached beyond the limits."""
+    """Counts the resources of one rendering; every method raises LimitReached at a limit."""
 
     def __init__(self, turns: int) -> None:
         factor = 1 + turns // _TURNS
@@ -55,7 +54,7 @@ class Meter:
         self._until = time.thread_time() + _SECONDS * factor
 
     def step(self, weight: int = 0) -> None:
-        """One operation that makes a value of so much weight."""
+        """Counts one operation with a result of this weight."""
         self._work_left -= 1 + weight // 8
         if self._work_left < 0:
             raise LimitReached("it takes too many operations")
@@ -64,26 +63,26 @@ class Meter:
             raise LimitReached("it takes too long")
 
     def written(self, length: int) -> None:
-        """So many characters of output."""
+        """Counts characters of output."""
         self.step(length)
         self._output_left -= length
         if self._output_left < 0:
             raise LimitReached("it writes too much")
 
     def expect(self, weight: int) -> None:
-        """Refuses a value that would be too large, before it is made."""
+        """Raises if a value about to be made would be too large."""
         if weight > _LARGEST:
             raise LimitReached("it makes a value that is too large")
 
     def measured(self, value: object) -> object:
-        """Weighs a value that was just made; an iterator becomes a list."""
+        """Counts the weight of a new value and returns it; an iterator becomes a list."""
         if isinstance(value, _LAZY) and not isinstance(value, LoopContext):
             value = list(islice(value, _LARGEST + 1))
         self.step(self._weight(value, 0) if isinstance(value, _SIZED) else 0)
         return value
 
     def touched(self, value: object) -> object:
-        """A part of a value that was weighed before, or a yes or no about such values."""
+        """Counts the reading of a part of an existing value, or the result of a test."""
         self.step(len(value) if isinstance(value, _SIZED) and not isinstance(value, int) else 0)
         return value
 
@@ -99,7 +98,7 @@ class Meter:
         elif isinstance(value, _CONTAINERS):
             weight = self._weight_of_items(value, depth + 1)
         else:
-            # Such an object could hold more than can be seen from here, itself included.
+            # Such an object may hold values that cannot be measured, itself included.
             raise LimitReached(f"it puts a {type(value).__name__} into a list")
         self.expect(weight)
         return weight
@@ -158,14 +157,14 @@ _DATA = (str, int, float, list, tuple, dict, range, Undefined, type(None))
 
 
 class ShortNamespace(Namespace):
-    """Jinja's namespace; as text it does not show what it holds, which may hold itself."""
+    """Jinja's namespace with a constant `repr`, as it may contain itself."""
 
     def __repr__(self) -> str:
         return "<namespace>"
 
 
 def as_text(value: object) -> str:
-    """A value as text. Only data is printed: the text of an object says nothing to a model."""
+    """A value as text; raises for anything but plain data."""
     if not isinstance(value, _DATA):
         raise LimitReached(f"it prints a {type(value).__name__}")
     return str(value)
@@ -197,7 +196,7 @@ def check_method(meter: Meter, method: object, arguments: tuple[Any, ...]) -> No
 
 
 def format_simply(meter: Meter, method: Any, *args: object, **kwargs: object) -> str:
-    """The method `format` of a text, with plain fields alone: {}, {0}, {name}."""
+    """`str.format` with plain fields only: {}, {0}, {name}."""
     if method.__name__ != "format":
         raise SecurityError("it formats with format_map")
     parts, size, next_field = [], 0, 0
@@ -215,10 +214,10 @@ def format_simply(meter: Meter, method: Any, *args: object, **kwargs: object) ->
 
 
 def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    # What Jinja's own filters ask for in front of their arguments.
+    # The leading argument that some of Jinja's own filters need (context, environment).
     wanted = getattr(function, "jinja_pass_arg", None)
 
-    # With the context as an argument, Jinja does not call a filter while it compiles.
+    # `pass_context` keeps Jinja from constant-folding a filter call at compile time.
     @pass_context
     def metered(context: Context, *args: Any, **kwargs: Any) -> Any:
         sandbox: Any = context.environment
@@ -228,8 +227,8 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name in _CHECKS:
             _CHECKS[name](sandbox.meter, *args, **kwargs)
         front = {"context": context, "eval_context": context.eval_ctx, "environment": sandbox}
-        lead = () if wanted is None else (front[wanted.name],)
-        return sandbox.meter.measured(function(*lead, *args, **kwargs))
+        leading = () if wanted is None else (front[wanted.name],)
+        return sandbox.meter.measured(function(*leading, *args, **kwargs))
 
     return metered
 
@@ -249,7 +248,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As the library does that published templates are written for: no escapes for HTML."""
+    """`tojson` as in Transformers, for which templates are written: no HTML escapes."""
     _refuse_wide(indent)
     # Separators stand once for each item: they must not be long.
     if any(len(each) > _WIDEST_INDENT for each in separators or ()):
@@ -288,7 +287,7 @@ def _check_indent(meter: Meter, s: object, width: object = 4, *rest: object, **_
     _refuse_wide(width)
 
 
-# The other filters return about as much as they are given.
+# The results of the other filters are about as large as their arguments.
 _CHECKS: dict[str, Callable[..., None]] = {
     "replace": _check_replace,
     "join": _check_join,
@@ -296,7 +295,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
 }
 _OWN_FILTERS = {"safe": as_text, "string": as_text, "tojson": _tojson}
 _FILTERS_BY_NAME = {
-    # One that is not allowed fails when it is used, not before.
+    # A filter that is not allowed fails when it is called, not at compile time.
     **{name: _refused(name) for name in FILTERS},
     **{name: _metered(name, FILTERS[name]) for name in _FILTERS},
     **{name: _metered(name, function) for name, function in _OWN_FILTERS.items()},
@@ -308,7 +307,7 @@ _MOST_NODES = 10_000
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one rendering, of a conversation of so many turns."""
+    """The Jinja environment of one rendering of a conversation with `turns` turns."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
@@ -402,7 +401,7 @@ class _Metering(NodeTransformer):
         return node
 
     def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> nodes.Node:
-        # `{% autoescape %}` makes texts of another class, whose methods nobody here weighs.
+        # `{% autoescape %}` makes strings of another class, whose methods are not metered.
         raise TemplateAssertionError("autoescape is not allowed", node.lineno)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -430,7 +429,7 @@ class _GenerationExtension(Extension):
     tags = {"generation"}  # noqa: RUF012 - the type is that of the base class
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Gives back what stands inside."""
+        """Returns the statements inside the block."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

@@ -1,8 +1,8 @@
-"""Chat templates: which scaffolding a model expects around what people wrote.
+"""Chat templates: the scaffolding that a model expects around messages.
 
-A template never sees a message. It is rendered with a mark in the place of each message's
-content, and what it wrote around the marks is the scaffolding. So no text can forge a turn, no
-text is changed by a template (trimmed, cut or escaped), and no error of a template holds any.
+A template never sees a message. It is rendered with a placeholder for the content of each message,
+and its output around the placeholders is the scaffolding. So no text can forge a turn, no template
+can change a text (trim, cut or escape it), and errors of templates never contain text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from capt_local.tokenization import Vocabulary
 LARGEST_TEMPLATE = 1 << 16
 _LONGEST_FORMAT = 200
 _LONGEST_REFUSAL = 200
-# Plane 15 is for private use: no text has a character of it by right.
+# Placeholder characters, from the private use plane 15, which texts do not use.
 _MARKS = range(0xF0000, 0xFFFFE)
 _BETWEEN = "\n\n"
 _FOLDED = (
@@ -38,9 +38,9 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
 class Scaffold(NamedTuple):
-    """What a template wrote around messages, and what the user should be told."""
+    """The scaffolding of a conversation, and messages for the user."""
 
-    # Scaffolding as text, and in the places of the messages their indexes; each message once, in
+    # Scaffolding as text, alternating with the indexes of the messages; each message once, in
     # order. No part is empty.
     parts: tuple[str | int, ...]
     notices: tuple[str, ...] = ()
@@ -55,14 +55,14 @@ class _NotInOrder(Exception):
 
 
 class ChatTemplate:
-    """A chat template in Jinja, as it stands in a GGUF file.
+    """A chat template in Jinja, as in GGUF files.
 
     Args:
         source: of the template, at most 64 KiB.
         role: of the model, for errors.
-        date: what `strftime_now` takes for today; None: today.
-        bos: how the template is to write the token that begins a sequence.
-        eos: how it is to write the token that ends one.
+        date: the date for `strftime_now`; None: today.
+        bos: the value of `bos_token`.
+        eos: the value of `eos_token`.
 
     Raises:
         ModelError: it is too large or not a template.
@@ -92,13 +92,13 @@ class ChatTemplate:
             raise self._explained(error) from None
 
     def scaffold(self, messages: Sequence[Message]) -> Scaffold:
-        """The scaffolding of a conversation, up to where the answer is to begin.
+        """The scaffolding of a conversation, including the generation prompt.
 
-        If the template refuses or drops a system message in front, its text goes in front of the
-        first user message, with an empty line between; a notice says so.
+        If the template refuses or drops the system message, its text is put before the first user
+        message, with an empty line between them; a notice says so.
 
         Raises:
-            ModelError: the template is broken, takes too much, or drops or moves messages.
+            ModelError: the template is broken, exceeds a limit, or drops or moves messages.
             UsageError: the template refuses this order of roles.
         """
         turns = [self._turn(message.role, index) for index, message in enumerate(messages)]
@@ -112,32 +112,35 @@ class ChatTemplate:
                     return Scaffold(parts, (_FOLDED.format(self.role),))
             raise self._refused(error) from None
 
-    def behind_answers(self) -> tuple[str, ...]:
-        """What the template writes behind an answer, in a conversation that goes on and at its end.
+    def text_after_answers(self) -> tuple[str, ...]:
+        """The text that the template writes after an answer: before another turn, and at the end.
 
-        Empty where it refuses such conversations.
+        Empty if it refuses such conversations.
         """
         question, answer = self._turn("user", 0), self._turn("assistant", 1)
         found = []
         for turns in ([question, answer, self._turn("user", 2)], [question, answer]):
-            written = self._tried(turns, False)
+            written = self._try_render(turns, False)
             if written is not None:
                 found.append(written.rpartition(self._content(1))[2].partition(self._mark)[0])
         return tuple(found)
 
     def around_answer(self, *, reasoning: bool) -> tuple[str, str, str] | None:
-        """How the template writes an answer, with reasoning in front of it or without.
+        """The scaffolding around an answer, with or without reasoning before it.
 
         Returns:
-            Scaffolding of a question up to where the model writes, that of the same question up to
-            the reasoning (without: up to the answer), and what stands between the reasoning and the
-            answer. None where the template writes no answer, or no reasoning.
+            The generation prompt after a question; the scaffolding after the same question up to
+            the reasoning (without reasoning: up to the answer); and the scaffolding between
+            reasoning and answer. None if the template writes no answer, or no reasoning.
         """
         question, answer = self._turn("user", 0), self._turn("assistant", 1)
         first = 2 if reasoning else 1
         if reasoning:
             answer |= dict.fromkeys(_REASONING_KEYS, self._content(first))
-        prompt, written = self._tried([question], True), self._tried([question, answer], False)
+        prompt, written = (
+            self._try_render([question], True),
+            self._try_render([question, answer], False),
+        )
         if prompt is None or written is None:
             return None
         before, found, rest = written.partition(self._content(first))
@@ -150,21 +153,21 @@ class ChatTemplate:
         self, turns: list[dict[str, str]], messages: Sequence[Message]
     ) -> tuple[str | int, ...]:
         rendered = self._render(turns, True)
-        # Every second piece is what stood between two marks, which is the index of a message.
+        # Every second piece is the index between a pair of placeholder characters.
         pieces = re.split(f"{self._mark}([0-9]{{1,9}}){self._mark}", rendered)
         found = [int(index) for index in pieces[1::2]]
         for index, message in enumerate(messages):
             if found.count(index) != 1:
                 times = "leaves out" if index not in found else "repeats"
                 raise _NotInOrder(f"{times} message {index + 1} ({message.role})")
-        # A template can make marks of its own, out of pieces of those that it was given.
+        # A template could forge placeholders from parts of the given ones.
         if found != [*range(len(messages))] or any(self._mark in piece for piece in pieces[::2]):
             raise _NotInOrder("changes or moves the messages")
         parts = [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)]
         return tuple(part for part in parts if part != "")
 
-    def _tried(self, turns: list[dict[str, str]], answer: bool) -> str | None:
-        """What is written for turns; None where the template refuses them."""
+    def _try_render(self, turns: list[dict[str, str]], answer: bool) -> str | None:
+        """The rendered turns; None if the template refuses them or fails."""
         try:
             return self._render(turns, answer)
         except (_Refusal, ModelError):
@@ -174,12 +177,12 @@ class ChatTemplate:
         sandbox = Sandbox(len(turns))
         functions = {"raise_exception": _raise_exception, "strftime_now": self._strftime}
         template = Template.from_code(sandbox, self._code, sandbox.make_globals(functions))
-        said = {"messages": turns, "add_generation_prompt": answer, **self._words}
+        context = {"messages": turns, "add_generation_prompt": answer, **self._words}
         try:
             try:
-                return template.render(said, tools=None, documents=None)
-            except TypeError:  # some templates loop over their tools without a look
-                return template.render(said, tools=[], documents=[])
+                return template.render(context, tools=None, documents=None)
+            except TypeError:  # some templates loop over `tools` without checking for None
+                return template.render(context, tools=[], documents=[])
         except _Refusal:
             raise
         except Exception as error:  # a program by strangers may fail in any way
@@ -194,15 +197,15 @@ class ChatTemplate:
         return {"role": role, "content": self._content(index)}
 
     def _content(self, index: int) -> str:
-        """What stands in the place of a message."""
+        """The placeholder for the content of a message."""
         return f"{self._mark}{index}{self._mark}"
 
     def _refused(self, error: _Refusal | _NotInOrder) -> CaptError:
         if isinstance(error, _NotInOrder):
             return self._broken(str(error))
-        said = _plain(str(error))[:_LONGEST_REFUSAL]
+        why = _plain(str(error))[:_LONGEST_REFUSAL]
         return UsageError(
-            f"The chat template of the {self.role} refuses this conversation: {said or 'no reason'}"
+            f"The chat template of the {self.role} refuses this conversation: {why or 'no reason'}"
         )
 
     def _explained(self, error: Exception) -> ModelError:
@@ -230,7 +233,7 @@ def _raise_exception(message: object) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text of a stranger's program for one line of an error: printable ASCII alone."""
+    """Untrusted text for one line of an error message: printable ASCII only."""
     return "".join(char if " " <= char <= "~" else " " for char in text).strip()
 
 
@@ -272,17 +275,17 @@ def open_template(
     given: str | None = None,
     date: datetime.date | None = None,
 ) -> ChatTemplate:
-    """The chat template that a model is to be asked with.
+    """The chat template to use for a model.
 
-    What the user gives comes first, for the target and for models that have none; then what the
-    bundle names, then the one in the model's file. A model in raw style takes the text as it is;
-    for a conversation that is `plain`.
+    In order of precedence: the user's, for the target and for models without a template; that of
+    the bundle; that of the GGUF file. A model in raw style reads text without scaffolding, and a
+    conversation with the template `plain`.
 
     Args:
         model: as the bundle describes it.
         own: the template in the GGUF file, if there is one.
-        vocabulary: of the model; says how a template writes BOS and EOS.
-        given: the source of the template that the user gives; see `given_template`.
+        vocabulary: of the model, for the values of `bos_token` and `eos_token`.
+        given: the source of the user's template; see `given_template`.
         date: see `ChatTemplate`.
 
     Raises:

@@ -23,7 +23,7 @@ from capt_local.report.views import (
 
 _CELL = 26
 _CONTROL = re.compile(rb"<[|/]?\w{1,40}[|]?>")
-LEAST_SHARE = 0.005
+MIN_SHARE = 0.005
 """Smaller shares of a mixture are not shown."""
 
 DRAFT = Prose.of(
@@ -85,7 +85,7 @@ def both(alone: Answer, together: Answer) -> Beside:
 
 def in_plain_words(answer: Answer) -> Prose:
     """How much the expert changed, and where most: for readers who know no log-probabilities."""
-    if expert_weight(answer) < LEAST_SHARE:
+    if expert_weight(answer) < MIN_SHARE:
         return Prose.of("The expert had no weight in this answer: it is the target's own.")
     changed, count = changed_words(answer.steps)
     ends = any(step.changed and is_end(written(step)) for step in answer.steps)
@@ -105,7 +105,7 @@ def in_plain_words(answer: Answer) -> Prose:
 
 
 def character_marks(steps: Iterable[Step]) -> tuple[str, list[bool]]:
-    """The text of an answer made visible, and for each character whether it is marked.
+    """The sanitised text of an answer, and for each character whether it is marked.
 
     A character may take several tokens, and a stop string may hold bytes back: text is marked when
     any token since the last text was changed. Marks that end inside a word are extended over it.
@@ -246,7 +246,7 @@ def chance(logp: float | None) -> str:
 
 
 def short(value: float | None) -> float | None:
-    """A number with as many digits as a page needs; None where there is none."""
+    """A number rounded to three digits; None if it is missing or not finite."""
     return round(value, 3) if value is not None and math.isfinite(value) else None
 
 
@@ -263,7 +263,7 @@ def clipped(text: str, width: int) -> str:
 
 
 def formula(powers: Exponents) -> str:
-    """What is added up: `target + 0.5 (expert - base)`, `0.5 target + 0.5 expert`.
+    """A combination as a formula: `target + 0.5 (expert - base)`, `0.5 target + 0.5 expert`.
 
     The exponents (a, b, c, b2, c2, ...) of a product are factors of the log-probabilities.
     """
@@ -289,7 +289,7 @@ def in_words(weights: Sequence[tuple[Exponents, float]]) -> str:
     """All combinations of at least half a percent, the heaviest first; empty without any."""
     if len(weights) == 1:
         return _short(weights[0][0])
-    shown = sorted((pair for pair in weights if pair[1] >= LEAST_SHARE), key=lambda pair: -pair[1])
+    shown = sorted((pair for pair in weights if pair[1] >= MIN_SHARE), key=lambda pair: -pair[1])
     return ", ".join(f"{_short(powers)} ({100 * share:.0f} %)" for powers, share in shown)
 
 
@@ -302,7 +302,7 @@ def _short(powers: Exponents) -> str:
 
 
 def expert_weight(answer: Answer) -> float:
-    """The mean exponent of the experts over what was mixed; 1 for methods without exponents."""
+    """The mean exponent of the experts over the mixture; 1 for methods without exponents."""
     if not answer.weights:
         return 1.0
     return math.fsum(share * sum(map(abs, powers[1::2])) for powers, share in answer.weights)
@@ -324,13 +324,15 @@ def summary_line(answer: Answer) -> str:
         parts.append(f"changed by the expert {answer.changed}{share}")
     if words := in_words(answer.weights):
         parts.append(f"weights: {words}")
-    if several and (tally := answer.tally) is not None and tally.steps:
+    if several and (draft_stats := answer.draft_stats) is not None and draft_stats.steps:
         work = []
-        if tally.drafted:
-            work.append(f"drafts {tally.accepted}/{tally.drafted} accepted")
-        if tally.proxies_skipped:
-            work.append(f"{counted(tally.proxies_skipped, 'token')} without the expert")
-        runs = " ".join(f"{role} {often:.2f}" for role, often in tally.forwards_per_token().items())
+        if draft_stats.drafted:
+            work.append(f"drafts {draft_stats.accepted}/{draft_stats.drafted} accepted")
+        if draft_stats.proxies_skipped:
+            work.append(f"{counted(draft_stats.proxies_skipped, 'token')} without the expert")
+        runs = " ".join(
+            f"{role} {often:.2f}" for role, often in draft_stats.forwards_per_token().items()
+        )
         parts.append(", ".join([*work, f"runs a token: {runs}"]))
     if answer.finish:
         parts.append(f"end: {answer.finish}")

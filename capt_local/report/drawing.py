@@ -18,10 +18,10 @@ from rich.text import Text
 from capt_local.report.views import (
     Beside,
     Line,
-    Look,
     Pane,
     Prose,
     Table,
+    TerminalInfo,
     View,
     tidy,
     visible,
@@ -38,7 +38,7 @@ _PROGRESS = 60
 
 
 class _Drawing(io.StringIO):
-    """Where Rich writes; it asks for the encoding to choose its lines."""
+    """The file that Rich writes to; its encoding decides which line characters Rich uses."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class _Drawing(io.StringIO):
         return self._encoding
 
 
-def console_for(look: Look, *, record: bool = False) -> Console:
-    """A console that draws into memory; nothing of the environment decides about it."""
+def console_for(look: TerminalInfo, *, record: bool = False) -> Console:
+    """A console that draws into memory, independent of the environment."""
     return Console(
         file=_Drawing(look.encoding),
         width=min(look.width, _WIDEST),
@@ -68,7 +68,7 @@ def console_for(look: Look, *, record: bool = False) -> Console:
     )
 
 
-def drawn(view: View, look: Look) -> str:
+def drawn(view: View, look: TerminalInfo) -> str:
     """A view as text with styles, ending with a newline."""
     console = console_for(look)
     return _printed(console, renderable(view, console))
@@ -80,7 +80,7 @@ def _printed(console: Console, what: RenderableType) -> str:
     return console.file.getvalue()
 
 
-def progress_line(label: str, fraction: float | None, look: Look) -> str:
+def progress_line(label: str, fraction: float | None, look: TerminalInfo) -> str:
     """One line about how far something is, `progress_width(look)` columns wide."""
     line = Grid.grid(expand=True, padding=(0, 1, 0, 0))
     line.add_column(no_wrap=True, overflow="ellipsis")
@@ -92,11 +92,11 @@ def progress_line(label: str, fraction: float | None, look: Look) -> str:
         bar = ProgressBar(1.0, fraction, complete_style=_FRAME, finished_style=_FRAME)
         percent = f"{100 * fraction:.0f} %"
     line.add_row(_cell(label), bar, Text(percent))
-    console = console_for(Look(progress_width(look), look.colour, look.encoding))
+    console = console_for(TerminalInfo(progress_width(look), look.colour, look.encoding))
     return _printed(console, line).rstrip("\n")
 
 
-def progress_width(look: Look) -> int:
+def progress_width(look: TerminalInfo) -> int:
     """Columns of a progress line: one less than the terminal, so that it never wraps."""
     return max(min(look.width - 1, _PROGRESS), 1)
 
@@ -151,7 +151,7 @@ def _table(table: Table, width: int) -> Grid:
     )
     for i in range(len(table.headings or (table.rows or ((),))[0])):
         heading = _cell(table.headings[i], _HEAD) if table.headings else Text()
-        # A figure that is folded would be read as another one.
+        # A number that is wrapped could be misread.
         is_right = i in table.right
         grid.add_column(heading, justify="right" if is_right else "left", no_wrap=is_right)
     for row in table.rows:

@@ -1,4 +1,4 @@
-"""The report of an answer as one HTML page that stands by itself.
+"""The report of an answer as one self-contained HTML page.
 
 All text passes Jinja's autoescape behind the sanitiser. The page's policy lets nothing load and
 no script run but its own, by hash; it opens from a file, without a network.
@@ -24,7 +24,7 @@ from capt_local.decoding.options import Choice, FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.grounding import Grounding
 from capt_local.report.answers import (
-    LEAST_SHARE,
+    MIN_SHARE,
     chance,
     changed_words,
     expert_weight,
@@ -38,7 +38,7 @@ from capt_local.report.answers import (
     spelled,
     written,
 )
-from capt_local.report.json import REPORTED, Answer, warnings
+from capt_local.report.json import REPORT_CANDIDATES, Answer, warnings
 from capt_local.report.views import visible, visible_line
 
 LIMIT = 4.0
@@ -50,9 +50,9 @@ _JOINER = "\u200d"
 
 
 def page(answer: Answer, note: str = "", offset: int = 0) -> str:
-    """The page of an answer, beside the note that was asked about where that is known.
+    """The report of an answer, with the note that it is about if that is known.
 
-    `offset` is where in the note the document begins that facts were looked for in. UsageError: the
+    `offset` is where in the note the document begins in which facts were searched. UsageError: the
     provenance is nested deeper than any that we write.
     """
     style, script = _files("strip.css", "report.css"), _files("strip.js", "report.js")
@@ -71,7 +71,7 @@ def page(answer: Answer, note: str = "", offset: int = 0) -> str:
             words=changed_words(answer.steps),
             warnings=[visible(line) for line in (*answer.notices, *warnings(answer))],
             cells=found,
-            coloured=expert_weight(answer) >= LEAST_SHARE,
+            coloured=expert_weight(answer) >= MIN_SHARE,
             marked=_overlapping(found, marked_spans(answer.steps)),
             unsupported=_overlapping(found, missing),
             details=details(found),
@@ -85,7 +85,7 @@ def page(answer: Answer, note: str = "", offset: int = 0) -> str:
             cell_of={step.index: cell.number for cell in found for step in cell.steps},
             drawn=any(step.likeliest is not None for step in answer.steps),
             sums=[
-                (formula(powers), share) for powers, share in answer.weights if share >= LEAST_SHARE
+                (formula(powers), share) for powers, share in answer.weights if share >= MIN_SHARE
             ],
             origin=_origin(answer),
             more=list(_flat(answer.provenance)),
@@ -94,7 +94,7 @@ def page(answer: Answer, note: str = "", offset: int = 0) -> str:
 
 
 def policy(style: str, script: str) -> str:
-    """What the page may do (Content Security Policy): nothing, but for these two of its own."""
+    """The Content Security Policy: nothing but the page's own style and script, by hash."""
 
     def digest(text: str) -> str:
         return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -184,21 +184,21 @@ class TokenCell:
     text: str  # made visible
     trail: str
     steps: tuple[Step, ...]
-    name: str = ""  # for those who cannot see it, where the text says nothing
+    name: str = ""  # accessible name of a cell without visible text
 
     @property
     def changed(self) -> bool:
-        """Whether any of its tokens was."""
+        """Whether any of its tokens was changed."""
         return any(step.changed for step in self.steps)
 
     @property
     def level(self) -> int:
-        """Of the largest contrast, from -LEVELS to LEVELS."""
+        """The level of its largest contrast, from -LEVELS to LEVELS."""
         return level(max(contrasts(self.steps).values(), key=abs, default=0.0))
 
 
 def contrasts(steps: Sequence[Step]) -> dict[int, float]:
-    """Those that are known, by their places among the steps."""
+    """The known contrasts in nats, by index of the step."""
     return {
         place: step.contrast
         for place, step in enumerate(steps)
@@ -242,7 +242,7 @@ def _characters(answer: Answer) -> Iterator[tuple[str, list[Step]]]:
 
 
 def _goes_on(before: str, text: str) -> bool:
-    """Whether a text begins within what a reader sees as one sign."""
+    """Whether a text continues the grapheme at the end of the text before it."""
     first = text[0]
     if before.endswith(_JOINER) or first == _JOINER:
         return True
@@ -315,7 +315,9 @@ def details(found: Sequence[TokenCell]) -> dict[str, list[object]]:
         return pieces.setdefault(piece, len(pieces))
 
     def top(choices: Sequence[Choice]) -> list[object]:
-        return [x for c in choices[:REPORTED] for x in (place(c.piece_bytes), short(c.logp))]
+        return [
+            x for c in choices[:REPORT_CANDIDATES] for x in (place(c.piece_bytes), short(c.logp))
+        ]
 
     steps: list[object] = [
         [

@@ -1,8 +1,8 @@
-"""The line in which a person types, on a terminal. The only file that knows prompt_toolkit.
+"""The input line of a chat. The only file that imports prompt_toolkit.
 
-It keeps nothing on the disk: what was typed is remembered for the arrow keys until the session
-ends. Characters that would move the cursor or turn the direction of text around are shown spelled
-out, as everywhere; what was typed or pasted stays as it is.
+Nothing is written to the disk: the history for the arrow keys lasts until the session ends.
+Characters that would move the cursor or reverse the direction of text are shown escaped, as
+everywhere; the text itself is not changed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Woken(Exception):
 
 
 class InputLine:
-    """Asks for one text after the other; `typed` is what stood on the line when `ask` ended.
+    """Reads one text after another; `typed` is the content of the line when `ask` ended.
 
     `offers` is what Tab offers for the text before the cursor: (text, how much it replaces); `idle`
     are the seconds without a key after which `ask` gives up.
@@ -61,8 +61,8 @@ class InputLine:
         self._last_key = 0.0
         self._woken = False
         output = create_output(always_prefer_tty=True)
-        # A terminal answers the question where its cursor is some time later: such an answer ends
-        # up as text in the shell when the session has ended meanwhile.
+        # A terminal replies to a query of the cursor position with a delay: the reply would appear
+        # as text in the shell if the session has ended meanwhile.
         if hasattr(output, "enable_cpr"):
             output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
@@ -82,7 +82,7 @@ class InputLine:
         self._session.app.key_processor.before_key_press += self._note_key
 
     def ask(self, draft: str = "") -> str:
-        """One text, of several lines where the person wants that; it begins with `draft`.
+        """Reads one text, possibly of several lines; the line initially holds `draft`.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; `typed` is what was there.
@@ -103,7 +103,7 @@ class InputLine:
             app.loop.call_soon_threadsafe(_leave, app, Woken())
 
     def forget(self) -> None:
-        """Forgets what was typed, also what was cut out or searched for."""
+        """Clears history, clipboard and searches."""
         session = self._session
         self.typed = ""
         session.clipboard = InMemoryClipboard()
@@ -118,7 +118,7 @@ class InputLine:
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """While an answer is written, keys are kept for the next line and do not show in it."""
+        """Turns echo off during an answer; keys typed meanwhile go to the next line."""
         terminal, output, before = self._session.input.fileno(), self._session.output, None
         with contextlib.suppress(termios.error):
             before = termios.tcgetattr(terminal)
@@ -178,14 +178,14 @@ class _Offered(Completer):
 
 
 class _SpelledOut(Processor):
-    r"""Shows what a terminal would obey as `\x1b`; see `sanitise`."""
+    r"""Shows control characters escaped, such as `\x1b`; see `views.visible`."""
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
         text = fragment_list_to_text(transformation_input.fragments)
         if visible_line(text) == text:  # quick: this is done at every key, for a whole note
             return Transformation(transformation_input.fragments)
         fragments: StyleAndTextTuples = []
-        places = [0]  # in what is shown, of each character
+        places = [0]  # offset of each character in the displayed text
         for style, character, *_ in explode_text_fragments(transformation_input.fragments):
             shown = _TAB if character == "\t" else visible_line(character)
             spelled = shown not in (character, _TAB)

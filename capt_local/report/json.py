@@ -1,6 +1,6 @@
 """The record of an answer, and the JSON object that `--json` writes of it.
 
-The shape is OpenAI's, so that existing readers work; what is ours lies under `capt` and
+The shape is OpenAI's, so that existing readers work; our own fields are under `capt` and
 `provenance`. Everything is ASCII and valid JSON: numbers that are not finite become null. The same
 structures write and read it.
 """
@@ -21,14 +21,14 @@ from msgspec import UNSET, Meta, UnsetType
 from capt_local.decoding.options import Choice, DraftStats, Exponents, FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.grounding import Grounding, Source, ground
-from capt_local.strict_json import NotReadable, convert
+from capt_local.strict_json import ParseError, convert
 
 if TYPE_CHECKING:
     from capt_local.decoding.loop import Generation
     from capt_local.documents import Document
 
 JsonObject = dict[str, Any]
-REPORTED = 3
+REPORT_CANDIDATES = 3
 """Candidates of each model that reports and transcripts hold for each token."""
 _ROLE = re.compile(r"target|(expert|base)(-[1-9][0-9]?)?")  # base-2 is that of a second pair
 _HOW = "Write it with capt-local generate --json --top-logprobs 3."
@@ -150,7 +150,7 @@ class _AnswerJson(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known about a finished answer; the steps of its reasoning are not among `steps`."""
+    """The record of a finished answer; the steps of its reasoning are not among `steps`."""
 
     steps: Sequence[Step]
     text: bytes
@@ -167,7 +167,7 @@ class Answer:
     weights: Sequence[tuple[Exponents, float]] = ()  # and their share of the mixture
     timings: Timings = field(default_factory=Timings)
     notices: Sequence[str] = ()  # of models, templates and decoder, a sentence each
-    tally: DraftStats | None = None
+    draft_stats: DraftStats | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)  # no text of the user
     created: int | None = None  # Unix time
     id: str = ""
@@ -202,7 +202,7 @@ class Answer:
 
     @property
     def context_is_full(self) -> bool:
-        """Whether the answer ended since a context was full, and not after --max-tokens."""
+        """Whether the answer ended because a context was full, and not after --max-tokens."""
         if self.finish is not FinishReason.LENGTH:
             return False
         parameters = self.provenance.get("parameters")
@@ -216,9 +216,9 @@ class Answer:
 def with_sources(
     answer: Answer, document: Document, schema: JsonObject | None, of: str, *, require: bool = False
 ) -> Answer:
-    """A whole answer with what a document has of it; `schema` and `of` as for `grounding.ground`.
+    """Adds the sources of the answer in a document; `schema` and `of` as for `grounding.ground`.
 
-    With `require`, nothing is answered where a fact has no source.
+    With `require`, an answer in which a fact has no source becomes an abstention.
     """
     if answer.finish in (None, FinishReason.INTERRUPTED, FinishReason.ERROR):
         return answer
@@ -240,10 +240,10 @@ def sources_line(sources: Grounding, most: int = 8) -> str:
 def answer_of(
     generation: Generation, steps: Sequence[Step], model: str, *, load: float = 0.0, **known: Any
 ) -> Answer:
-    """What is known about an answer.
+    """The record of an answer.
 
-    `steps` are all of it, reasoning included; `load` is the seconds for the models; `known` are
-    fields of `Answer` that the generation does not know, or knows otherwise.
+    `steps` are all of it, reasoning included; `load` is the loading time in seconds; `known` are
+    fields of `Answer` that are added or override those of the generation.
     """
     own = [step for step in steps if not step.thought]
     fields: dict[str, Any] = {
@@ -265,13 +265,13 @@ def answer_of(
         "weights": tuple(generation.weights),
         "timings": Timings(load, generation.prompt_seconds, generation.generate_seconds),
         "notices": tuple(generation.notices),
-        "tally": generation.stats,
+        "draft_stats": generation.stats,
     }
     return Answer(**(fields | known))
 
 
 def warnings(answer: Answer) -> list[str]:
-    """What a reader of the answer must know, in sentences; names settings as all interfaces do."""
+    """Warnings about an answer, as sentences; settings are named without dashes."""
     lines = []
     if answer.context_is_full:
         role, used, limit = answer.fullest
@@ -369,8 +369,8 @@ def _object(answer: Answer, top: int) -> _AnswerJson:
     )
     if answer.structured is not None:
         summary.structured = "complete" if answer.structured else "incomplete"
-    if answer.tally is not None:
-        summary.speed = _speed(answer.tally)
+    if answer.draft_stats is not None:
+        summary.speed = _speed(answer.draft_stats)
     if answer.best_of is not None:
         summary.best_of = dict(answer.best_of)
     if answer.sources is not None:
@@ -434,14 +434,14 @@ def _token(one: Choice) -> _TokenJson:
     return _TokenJson(piece.decode("utf-8", "replace"), one.logp, list(piece), one.token)
 
 
-def _speed(tally: DraftStats) -> JsonObject:
+def _speed(draft_stats: DraftStats) -> JsonObject:
     return {
-        "forwards_per_token": tally.forwards_per_token(),
-        "gated": tally.proxies_skipped,
-        "drafted": tally.drafted,
-        "accepted": tally.accepted,
-        "acceptance": tally.acceptance,
-        "by_source": msgspec.to_builtins(tally.by_source),
+        "forwards_per_token": draft_stats.forwards_per_token(),
+        "gated": draft_stats.proxies_skipped,
+        "drafted": draft_stats.drafted,
+        "accepted": draft_stats.accepted,
+        "acceptance": draft_stats.acceptance,
+        "by_source": msgspec.to_builtins(draft_stats.by_source),
     }
 
 
@@ -456,7 +456,7 @@ def answer_from(value: object) -> Answer:
     """
     try:
         return _answer(convert(value, _AnswerJson))
-    except NotReadable as error:
+    except ParseError as error:
         raise UsageError(f"This is not an answer that can be read: {error}. {_HOW}") from None
 
 
@@ -466,7 +466,7 @@ def _answer(given: _AnswerJson) -> Answer:
     message = choice.message
     text = choice.text if raw else message.content if message else UNSET
     if text is UNSET:
-        raise NotReadable("choices.message is missing")
+        raise ParseError("choices.message is missing")
     if choice.logprobs is None:
         raise UsageError(_NO_LOGPROBS)
     steps = [_step(index, each) for index, each in enumerate(choice.logprobs.content)]
@@ -475,7 +475,7 @@ def _answer(given: _AnswerJson) -> Answer:
         steps[-1] = replace(steps[-1], finish=finish)  # the others end between steps
     for each in summary.weights:
         if len(each.powers) % 2 == 0:
-            raise NotReadable("capt.weights.powers is not one number and two for each pair")
+            raise ParseError("capt.weights.powers is not one number and two for each pair")
     reasoning = message.reasoning_content if message else None
     details = usage.completion_tokens_details
     answer = Answer(
@@ -534,7 +534,7 @@ def _step(index: int, given: _StepJson) -> Step:
         proxies_skipped=more.delta is None,
     )
     if step.changed != more.changed:
-        raise NotReadable(
+        raise ParseError(
             "it contradicts itself: choices.logprobs.content.capt.changed is not what its tokens "
             "say"
         )
@@ -557,5 +557,5 @@ def _whole(text: str, joined: bytes) -> bytes:
     # A character that an interruption cut is whole in the text but not in the tokens.
     known = known.rstrip("\ufffd")
     if not text.startswith(known):
-        raise NotReadable("it contradicts itself: its text is not that of its tokens")
+        raise ParseError("it contradicts itself: its text is not that of its tokens")
     return text.encode("utf-8", "replace")

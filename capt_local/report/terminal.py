@@ -17,20 +17,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 
 from capt_local.errors import UsageError
-from capt_local.report.views import Look, Sanitiser, View, cells, plain, visible
+from capt_local.report.views import Sanitiser, TerminalInfo, View, cells, plain, visible
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
-_REDRAW = 0.1  # seconds; drawing must not slow down what it tells about
+_REDRAW = 0.1  # seconds; redrawing must not slow down the work
 
 
-def look_of(stream: TextIO, environment: Mapping[str, str]) -> Look | None:
-    """What a stream can show; None when it is no terminal, or a dumb one.
+def terminal_info(stream: TextIO, environment: Mapping[str, str]) -> TerminalInfo | None:
+    """The capabilities of a terminal; None if the stream is no terminal, or a dumb one.
 
     NO_COLOR asks for no colour, and there is none; bold and underline are not colour.
     """
     if not stream.isatty() or environment.get("TERM") == "dumb":
         return None
-    return Look(
+    return TerminalInfo(
         width=_width(stream, environment),
         colour=not environment.get("NO_COLOR"),
         encoding=stream.encoding or "ascii",
@@ -42,15 +42,15 @@ def _width(stream: TextIO, environment: Mapping[str, str]) -> int:
     if columns.isascii() and columns.isdecimal() and int(columns):
         return int(columns)
     try:
-        return os.get_terminal_size(stream.fileno()).columns or Look().width
-    except (OSError, ValueError):  # a terminal only by its word
-        return Look().width
+        return os.get_terminal_size(stream.fileno()).columns or TerminalInfo().width
+    except (OSError, ValueError):  # `isatty` is true, but it is no real terminal
+        return TerminalInfo().width
 
 
 def drop_output(*, asides: bool = False) -> None:
-    """Sends standard output (`asides`: standard error) nowhere, since its reader has gone.
+    """Redirects standard output (`asides`: standard error) to /dev/null; its reader has gone.
 
-    Python would complain at exit.
+    Else Python would report an error at exit.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, (sys.stderr if asides else sys.stdout).fileno())
@@ -60,21 +60,21 @@ def drop_output(*, asides: bool = False) -> None:
 def check_output() -> None:
     """Refuses to run with standard output closed (UsageError).
 
-    The next file that is opened would take its place, and get what libraries print.
+    The next file that is opened would get descriptor 1, and with it what libraries print.
     """
     if sys.stdout is None:
         raise UsageError("Standard output is closed. Send it to a file, a pipe or /dev/null.")
 
 
-def unwritable(error: OSError) -> UsageError:
-    """What to raise for standard output that cannot be written; what is left of it is dropped."""
+def output_error(error: OSError) -> UsageError:
+    """The error for standard output that cannot be written; its remaining output is dropped."""
     with contextlib.suppress(OSError, ValueError):  # no real stream, as in tests
         drop_output()
     return UsageError(f"Standard output cannot be written: {error.strerror or 'it is broken'}.")
 
 
 class Wrap:
-    """Breaks lines of a text that comes piece by piece between words, as wide as a terminal.
+    """Wraps streamed text between words to the width of a terminal.
 
     A word is held back until the blank behind it has come. Wide characters (Chinese, Japanese) are
     words of their own. Nothing is lost: a line break takes the place of the blanks there.
@@ -122,8 +122,8 @@ class Wrap:
 class Screen:
     """Both output streams of a command: `out` for the answer, `err` for everything else.
 
-    `look_out` and `look_err` are what the terminals behind them can show; None for plain text, and
-    no progress line.
+    `out_info` and `err_info` are the capabilities of their terminals; None: plain text without a
+    progress line.
     """
 
     def __init__(
@@ -131,15 +131,15 @@ class Screen:
         out: TextIO,
         err: TextIO,
         *,
-        look_out: Look | None = None,
-        look_err: Look | None = None,
+        out_info: TerminalInfo | None = None,
+        err_info: TerminalInfo | None = None,
         verbose: int = 0,
     ) -> None:
         self._out = out
         self._err = err
-        self.look_out = look_out
+        self.out_info = out_info
         self.verbose = verbose
-        self._look_err = look_err
+        self._err_info = err_info
         self._progress_shown = ""
         self._progress_cells = 0
         self._progress_at = 0.0
@@ -151,7 +151,7 @@ class Screen:
 
     @classmethod
     def standard(cls, verbose: int = 0) -> Screen:
-        """The process's own streams. What they cannot encode is spelled out, never an error.
+        """The process's own streams. Characters that they cannot encode are escaped.
 
         A stream that is closed takes what is written and drops it; see `check_output`.
         """
@@ -161,18 +161,18 @@ class Screen:
             if reconfigure is not None:
                 encoding = stream.encoding if stream.isatty() else "utf-8"
                 reconfigure(encoding=encoding, errors="backslashreplace")
-        look_out, look_err = (look_of(stream, os.environ) for stream in (out, err))
-        return cls(out, err, look_out=look_out, look_err=look_err, verbose=verbose)
+        out_info, err_info = (terminal_info(stream, os.environ) for stream in (out, err))
+        return cls(out, err, out_info=out_info, err_info=err_info, verbose=verbose)
 
     @property
     def on_terminal(self) -> bool:
-        """Whether somebody sees at least one of the streams."""
+        """Whether at least one of the streams is a terminal."""
         return self._out.isatty() or self._err.isatty()
 
     @property
-    def asides_on_terminal(self) -> bool:
+    def err_on_terminal(self) -> bool:
         """Whether standard error is a terminal that can show more than plain lines."""
-        return self._look_err is not None
+        return self._err_info is not None
 
     def thought(self, piece: bytes, *, dim: bool) -> None:
         """Shows the next bytes of a model's reasoning on standard error; `dim`: fainter."""
@@ -189,7 +189,7 @@ class Screen:
         if text:
             self.clear_progress()
             self._last_thought = text[-1]
-            styled = dim and self._look_err is not None
+            styled = dim and self._err_info is not None
             self._to_err(f"{_DIM}{text}{_NOT_DIM}" if styled else text)
 
     def answer(self, piece: bytes) -> None:
@@ -209,26 +209,26 @@ class Screen:
             self.clear_progress()
             self.end_thoughts()
             self._last = text[-1]
-            if self.look_out is not None and self._wrap is None:
-                look = look_of(self._out, os.environ) or self.look_out  # as wide as it is now
+            if self.out_info is not None and self._wrap is None:
+                look = terminal_info(self._out, os.environ) or self.out_info  # as wide as it is now
                 self._wrap = Wrap(look.width)
             self._to_out(text if self._wrap is None else self._wrap.feed(text))
 
     def line(self, text: str = "") -> None:
-        """Writes a line to standard output: a result that was asked for."""
+        """Writes a line of the result to standard output."""
         self.clear_progress()
         self._to_out(visible(text) + "\n")
 
     def show(self, *views: View) -> None:
         """Writes views to standard output: drawn on a terminal, elsewhere as plain lines."""
         self.clear_progress()
-        self._to_out("".join(_as_text(view, self.look_out) + "\n" for view in views))
+        self._to_out("".join(_as_text(view, self.out_info) + "\n" for view in views))
 
     def aside(self, *views: View) -> None:
         """Writes views to standard error: in a session standard output has the answers alone."""
         self.clear_progress()
-        self._look_err = look_of(self._err, os.environ)
-        self._to_err("".join(_as_text(view, self._look_err) + "\n" for view in views))
+        self._err_info = terminal_info(self._err, os.environ)
+        self._to_err("".join(_as_text(view, self._err_info) + "\n" for view in views))
 
     def note(self, text: str) -> None:
         """Writes one line about the work to standard error."""
@@ -251,7 +251,7 @@ class Screen:
 
     def progress(self, label: str, fraction: float | None) -> None:
         """Redraws the progress line on a terminal now and then; `fraction` is 0 to 1 if known."""
-        if self._look_err is None:
+        if self._err_info is None:
             return
         now = time.monotonic()
         if label == self._progress_shown and now - self._progress_at < _REDRAW:
@@ -259,9 +259,9 @@ class Screen:
         from capt_local.report.drawing import progress_line, progress_width
 
         self._progress_shown, self._progress_at = label, now
-        self._progress_cells = progress_width(self._look_err)
+        self._progress_cells = progress_width(self._err_info)
         known = None if fraction is None else min(max(fraction, 0.0), 1.0)
-        self._to_err("\r" + progress_line(label, known, self._look_err))
+        self._to_err("\r" + progress_line(label, known, self._err_info))
 
     def clear_progress(self) -> None:
         """Wipes the progress line."""
@@ -280,10 +280,10 @@ class Screen:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise unwritable(error) from None
+            raise output_error(error) from None
 
 
-def _as_text(view: View, look: Look | None) -> str:
+def _as_text(view: View, look: TerminalInfo | None) -> str:
     if look is None:
         return "".join(f"{line}\n" for line in plain(view))
     from capt_local.report.drawing import drawn  # `--help` and answers in a pipe need no Rich
@@ -291,8 +291,8 @@ def _as_text(view: View, look: Look | None) -> str:
     return drawn(view, look)
 
 
-def terminal_as_it_is() -> Callable[[], None]:
-    """What makes the terminal show typing again where an end in mid-answer left it without."""
+def terminal_restorer() -> Callable[[], None]:
+    """A function that restores the terminal, such as its echo, after an abrupt end."""
     if not sys.stdin or not sys.stdin.isatty():
         return lambda: None
     terminal = sys.stdin.fileno()

@@ -1,8 +1,8 @@
-r"""What can be shown, as plain values: text made safe, text with marks, panes, tables.
+r"""Output as plain values: sanitised text, marked text, panes, tables.
 
-A terminal obeys escape sequences: text can write the clipboard (OSC 52), hide links (OSC 8),
-overwrite what was said, or turn its direction around. Here every such character becomes visible
-instead (`\x1b`, `\u202e`); nothing is dropped, so no text is lost without a trace.
+A terminal interprets escape sequences: text can write the clipboard (OSC 52), hide links (OSC 8),
+overwrite earlier output, or reverse its direction. Here every such character is escaped visibly
+(`\x1b`, `\u202e`); nothing is dropped, so no text is lost without a trace.
 
 Verbs build views; `plain` and `drawing` turn them into characters. No view holds a style or an
 escape sequence, and no text in it has to be safe: both renderers sanitise.
@@ -46,7 +46,7 @@ _VISIBLE = _visible_table()
 
 
 def visible(text: str) -> str:
-    """Text in which every character that a terminal would obey is spelled out.
+    """Text with every control, direction and invisible character escaped visibly.
 
     Newline and tab stay. The result holds no C0, C1, DEL, bidi control, tag or surrogate.
     """
@@ -54,7 +54,7 @@ def visible(text: str) -> str:
 
 
 def visible_line(text: str) -> str:
-    """The same on one line: newline and tab are spelled out too."""
+    """The same on one line: newline and tab are escaped too."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -70,7 +70,7 @@ class Sanitiser:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def feed(self, piece: bytes) -> str:
-        """The text that is certain after `piece`; the start of a character is held back."""
+        """The text that `piece` completes; the start of a character is held back."""
         return visible(self._decode(piece))
 
     def flush(self) -> str:
@@ -82,8 +82,8 @@ _WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a terminal can show; bold and underline are always there."""
+class TerminalInfo:
+    """The capabilities of a terminal; bold and underline are assumed."""
 
     width: int = 80
     colour: bool = False
@@ -103,7 +103,7 @@ Line = tuple[Span, ...]
 
 @dataclass(frozen=True, slots=True)
 class Prose:
-    """A paragraph of our own words, wrapped where it is shown."""
+    """A paragraph of our own text, wrapped when it is rendered."""
 
     line: Line
     strong: bool = False

@@ -50,22 +50,22 @@ from capt_local.serve.protocol import (
     read_completion,
     usage,
 )
-from capt_local.strict_json import NotReadable, convert, parse_object, read_bytes, utf8
+from capt_local.strict_json import ParseError, convert, parse_object, read_bytes, utf8
 from capt_local.version import __version__
 
-OPEN_PATHS = frozenset(
+PUBLIC_PATHS = frozenset(
     f"/{name}"
     for name in ("", "page.css", "page.js", "strip.css", "strip.js", "icon.svg", "health",
                  "openapi.json")
 )  # fmt: skip
 Handler = Callable[[Request], Awaitable[Response]]
 _Event = tuple[Generation | None, Step | None, CaptError | None]
-_PATIENCE = 10.0  # seconds after which a stream begins though no token is there
+_PATIENCE = 10.0  # seconds without a token until a stream begins, or sends a comment
 _LARGEST_NOTE, _LARGEST_TASK, _MOST_TASKS = 4 << 20, 1 << 16, 100
-# Characters that a token has on average in no text that means anything.
+# Average characters per token that no meaningful text reaches.
 _MOST_A_TOKEN = 32
 _MOST_DOCUMENTS = 3  # at once: each may take a minute and 1 GiB
-# Methods that need tables of both vocabularies which no other method needs.
+# Methods that are offered only if all models share one vocabulary.
 _ONE_VOCABULARY = (Method.PROXY_TUNING, Method.CONTRASTIVE)
 _ERRORS = {400: "cannot be understood, done or read by the models", 401: "needs a key",
            403: "Host or origin is not allowed", 404: "no such path or model", 408: "too slow",
@@ -99,11 +99,11 @@ class _Stream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-class _Left(Exception):
+class _ClientGone(Exception):
     """The client has gone."""
 
 
-class _Answers:
+class _PendingAnswers:
     """The answers to one request, on their way from the engine's thread to the client."""
 
     def __init__(self, service: Service, completion: Completion, request: Request) -> None:
@@ -150,7 +150,7 @@ class _Answers:
         Raises:
             ApiError: an answer failed.
             TimeoutError: there was none for so many seconds.
-            _Left: the client has gone.
+            _ClientGone: the client has gone.
         """
         async with asyncio.timeout(patience):
             if not self.completion.best:
@@ -168,7 +168,7 @@ class _Answers:
     async def _chunk(self) -> JsonObject:
         found = await self._events.get()
         if found is None:
-            raise _Left
+            raise _ClientGone
         index, (made, step, error) = found
         writer = self._drawn[index]
         if made is not None and step is not None:
@@ -193,7 +193,7 @@ class _Answers:
         return [each.choice() for each in (self._drawn[:1] if self._best else self._drawn)]
 
     async def tail(self) -> JsonObject:
-        """What stands behind the choices: the counts, and ours where it is wanted."""
+        """The members after the choices: token counts, and our own fields if requested."""
         return await asyncio.to_thread(self._tail)  # schemas and sources may take seconds
 
     def _tail(self) -> JsonObject:
@@ -301,7 +301,7 @@ class Service:
                 raise invalid("adapter_scales has a scale for each adapter of a model.", "capt")
 
     async def _asked(self, request: Request, *, chat: bool) -> Completion:
-        """What a request asks for; refuses a text whose tokens alone would hold up all others."""
+        """Parses a request; refuses a text so long that tokenizing it would delay all others."""
         found = await asyncio.to_thread(self._read, await request.body(), chat=chat)
         prompt = found.prompt
         texts = [prompt] if isinstance(prompt, str) else [one.content for one in prompt]
@@ -313,7 +313,7 @@ class Service:
 
     async def _complete(self, request: Request, *, chat: bool) -> Response:
         completion = await self._asked(request, chat=chat)
-        answers = _Answers(self, completion, request)
+        answers = _PendingAnswers(self, completion, request)
         answers.begin()
         first: JsonObject | None = {}
         try:
@@ -327,7 +327,7 @@ class Service:
             whole |= await answers.tail()
         except BaseException as error:
             answers.close()
-            if isinstance(error, _Left):
+            if isinstance(error, _ClientGone):
                 return Response()
             raise
         answers.close()
@@ -397,7 +397,7 @@ def _methods(runtime: Runtime, default: Method) -> dict[str, Method]:
     }
 
 
-async def _chunks(answers: _Answers, chunk: JsonObject | None) -> AsyncIterator[bytes]:
+async def _chunks(answers: _PendingAnswers, chunk: JsonObject | None) -> AsyncIterator[bytes]:
     """The events of a stream; the first chunk is there, or empty if it takes its time."""
     completion = answers.completion
     tail = completion.usage or completion.capt is not None
@@ -415,7 +415,7 @@ async def _chunks(answers: _Answers, chunk: JsonObject | None) -> AsyncIterator[
             rest = completion.head(chunk=True) | {"choices": []}
             yield _event(rest | await answers.tail())
         yield b"data: [DONE]\n\n"
-    except _Left:
+    except _ClientGone:
         pass
     except ApiError as error:
         yield _event(error.body())
@@ -434,7 +434,7 @@ def _model(name: str) -> JsonObject:
 def _report(data: bytes) -> str:
     try:
         fields = parse_object(data)
-    except NotReadable as error:
+    except ParseError as error:
         raise ApiError(400, f"The body cannot be read: {error}.", "invalid_json") from None
     note = fields.get("note")
     if not isinstance(note, str) or len(note) > _LARGEST_NOTE:
@@ -446,7 +446,7 @@ def _report(data: bytes) -> str:
 
 
 def description() -> dict[str, Any]:
-    """What the server takes and gives, as OpenAPI 3.1, with the schemas that it checks with."""
+    """The description of the endpoints as OpenAPI 3.1, with the schemas used for validation."""
     (chat, completion), schemas = msgspec.json.schema_components(
         [ChatBody, CompletionBody], ref_template="#/components/schemas/{name}"
     )
@@ -511,14 +511,14 @@ def _operation(summary: str, body: dict[str, Any] | None = None) -> dict[str, An
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What may be asked about a note: an instruction that the page puts behind the note.
+    """A task of the page: an instruction that is put after the note.
 
     Attributes:
         name: of its file.
         title: on its button.
         prompt: the instruction that follows the note; empty: the user types it.
         hint: a line about it.
-        order: the smaller the further in front.
+        order: position on the page, smallest first.
         max_tokens: of the answer; None: as the server has it.
         json_schema: the form of the answer, as the text of a JSON schema; a list of objects in it
             is shown as a table.
@@ -563,8 +563,8 @@ def _task(data: bytes, name: str) -> Task:
     try:
         fields: dict[str, Any] = tomllib.loads(utf8(data))
         task = convert(fields | {"name": name}, Task)
-    except (tomllib.TOMLDecodeError, NotReadable, RecursionError) as error:
-        what = f": {error}" if isinstance(error, NotReadable) else " (it is not TOML)"
+    except (tomllib.TOMLDecodeError, ParseError, RecursionError) as error:
+        what = f": {error}" if isinstance(error, ParseError) else " (it is not TOML)"
         raise UsageError(f"The task {name}.toml cannot be used{what}.") from None
     if task.json_schema:
         schema_structure(task.json_schema.encode(), f"The json_schema of the task {name}.toml")

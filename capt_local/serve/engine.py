@@ -1,7 +1,7 @@
-"""The thread with the models: requests wait in a queue, join the running batch, and leave it.
+"""The engine thread: continuous batching of the requests that wait in its queue.
 
-Nothing else touches the `Runtime` while the thread runs. What happens to a request reaches its
-`sink` from this thread; `asyncio` is the business of the caller.
+Nothing else uses the `Runtime` while the thread runs. Events of a request are passed to its `sink`
+in this thread; the caller hands them to its asyncio loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import FinishReason, GenerateOptions, Step
-from capt_local.errors import CaptError, place_of
+from capt_local.errors import CaptError, error_location
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
 
@@ -31,7 +31,7 @@ class EngineFailed(CaptError):
     code = "server_error"
 
 
-# The answer, None where it never began; its new token, None at its end; what ended it too early.
+# The generation, None if it never began; its new token, None at the end; the error that ended it.
 Sink = Callable[[Generation | None, Step | None, CaptError | None], None]
 
 
@@ -57,10 +57,10 @@ class Engine:
 
     Args:
         runtime: that answers; the engine does not close it.
-        options: of the answer to nothing that is made first, so that tables are there.
+        options: of the warm-up answer, which builds the alignment tables.
         parallel: requests that are answered at once.
         waiting: requests that may wait beside.
-        forget_after: seconds without a request after which the models forget all texts.
+        forget_after: seconds without a request after which all KV caches are cleared.
         report: called with a line about an error of the program itself.
     """
 
@@ -115,7 +115,7 @@ class Engine:
         return True
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Has the thread call a function between two steps; for what needs the models."""
+        """Runs a function in the engine thread between two steps; for work on the models."""
         found: Future[T] = Future()
         self._calls.put((function, found))
         self._jobs.put(None)
@@ -149,8 +149,8 @@ class Engine:
                 if not self._ready.done():
                     self._ready.set_exception(error)
                     return
-                # An error that is no request's own ends all that run; the next ones are answered.
-                place = place_of(error)
+                # An error of no single request fails all running ones; later ones are served.
+                place = error_location(error)
                 self._report(f"an unexpected error at {place} ended the running answers")
                 failure = EngineFailed("The server met an unexpected error; nothing more is known.")
                 for job in self._running.values():
@@ -166,7 +166,7 @@ class Engine:
                 waits.sink(None, None, ended)
 
     def _requests(self) -> Iterator[Request | None]:
-        """What `generate_many` takes; ends where nothing has come for a while."""
+        """The requests for `generate_many`; ends after `forget_after` seconds without one."""
         index = 0
         if not self._ready.done():
             self._running[index] = warm = Job("a", self._warm, False, lambda *_: None)

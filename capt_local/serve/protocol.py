@@ -39,7 +39,7 @@ from capt_local.report.json import (
     step_object,
     with_sources,
 )
-from capt_local.strict_json import NotReadable, convert, parse_object
+from capt_local.strict_json import ParseError, convert, parse_object
 
 MOST_CHOICES = 16
 _MOST_STOPS = 16
@@ -88,7 +88,7 @@ class ResponseFormat(msgspec.Struct):
 
 
 class CaptFields(msgspec.Struct):
-    """Ours: what each token owes to which model, and how the models are weighed.
+    """Our extension: candidates of each model, weights, and the source document.
 
     Attributes:
         top: candidates of each model for each token.
@@ -130,7 +130,7 @@ class ChatBody(_Common, kw_only=True):
 
 
 class CompletionBody(_Common, kw_only=True):
-    """The body of /v1/completions: text that is gone on with, without a template."""
+    """The body of /v1/completions: text to continue, without a chat template."""
 
     prompt: str | list[str]
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -166,18 +166,18 @@ class ApiError(Exception):
 def json_response(
     value: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A response that nobody on the way stores."""
+    """A JSON response that caches must not store."""
     more = {"cache-control": "no-store", **(headers or {})}
     return Response(msgspec.json.encode(value), status, more, "application/json")
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:
-    """The error of a value that is none."""
+    """The error for an invalid value."""
     return ApiError(400, message, "invalid_value", param)
 
 
 def no_model() -> ApiError:
-    """The error of a name that no model has."""
+    """The error for an unknown model name."""
     told = "There is no such model; /v1/models lists them."
     return ApiError(404, told, "model_not_found", "model")
 
@@ -185,8 +185,8 @@ def no_model() -> ApiError:
 def api_error(error: CaptError, *, began: bool = False) -> ApiError:
     """An error of the engine as one of HTTP.
 
-    Before an answer began, what a model cannot do lies in the request: a text without tokens for
-    it, roles that its template refuses.
+    Before an answer began, a ModelError is the fault of the request: bytes that a model has no
+    token for, roles that its template refuses.
     """
     message = str(error)
     if isinstance(error, ContextOverflow):
@@ -203,10 +203,10 @@ def api_error(error: CaptError, *, began: bool = False) -> ApiError:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A request that was understood.
+    """A parsed and checked request.
 
     Attributes:
-        chat: whether it is a conversation; else a text that is gone on with.
+        chat: whether it is a conversation; else raw text to continue.
         options: of each of `n` or `best_of` answers, which differ in their seed.
         best: whether the best of them is the answer.
         document: where facts of the answer are looked for; None: in the prompt.
@@ -241,22 +241,22 @@ def read_completion(
     data: bytes, *, chat: bool, models: Mapping[str, Method], options: GenerateOptions,
     check: Callable[[GenerateOptions], None],
 ) -> Completion:  # fmt: skip
-    """What a request asks for: its body over the `options` of the server.
+    """Parses the body of a request on top of the `options` of the server.
 
     `models` are those that it may name, the default first; `check` refuses what the site forbids.
 
     Raises:
-        ApiError: it cannot be understood or done.
+        ApiError: it is invalid or not supported.
     """
     try:
         fields = {key: each for key, each in parse_object(data).items() if each is not None}
-    except NotReadable as error:
+    except ParseError as error:
         raise ApiError(400, f"The body cannot be read: {error}.", "invalid_json") from None
     kind: type[ChatBody | CompletionBody] = ChatBody if chat else CompletionBody
     _refuse_unknown(fields, set(kind.__struct_fields__))
     try:
         body = convert(fields, kind)
-    except NotReadable as error:
+    except ParseError as error:
         raise invalid(f"{error}.", str(error).split(" ")[0]) from None
     name = body.model or next(iter(models))
     if name not in models:
@@ -360,7 +360,7 @@ def _prompt(body: ChatBody | CompletionBody) -> str | tuple[Message, ...]:
         return text
     try:
         turns = messages_of([_turn(each) for each in body.messages])
-    except NotReadable as error:
+    except ParseError as error:
         raise invalid(f"{error}.", "messages") from None
     for turn in turns:
         refuse_nul(turn.content, "A message")
@@ -368,10 +368,10 @@ def _prompt(body: ChatBody | CompletionBody) -> str | tuple[Message, ...]:
 
 
 def _turn(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as `messages_of` takes it: other names of the same things are resolved.
+    """Converts a message to the form that `messages_of` takes.
 
-    Empty members that clients copy out of an answer are left out. A name is part of what is said
-    to some models, so it is refused there.
+    Empty members that clients copy from an answer are left out. A `name` would become part of the
+    prompt of some models, so it is refused there.
     """
     turn = {key: value for key, value in message.items() if value not in (None, [], "")}
     turn.setdefault("content", message.get("content"))
@@ -387,7 +387,7 @@ def _turn(message: dict[str, Any]) -> dict[str, Any]:
             and isinstance(part.get("text"), str)
         ]  # fmt: skip
         if len(texts) < len(parts):
-            raise NotReadable("a message holds a part that is no text")
+            raise ParseError("a message holds a part that is no text")
         turn["content"] = "\n".join(texts)
     return turn
 
@@ -519,7 +519,7 @@ def usage(answers: Sequence[Answer], writers: Sequence[Writer]) -> JsonObject:
 
 
 def grounded(answer: Answer, asked: Completion) -> Answer:
-    """The answer with what the document, or else the prompt, has of it."""
+    """The answer with its sources in the document, or else in the prompt."""
     structure, text = asked.options[0].structure, asked.prompt
     if not isinstance(text, str):
         text = "\n".join(turn.content for turn in text if turn.role != "assistant")

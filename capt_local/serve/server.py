@@ -1,9 +1,9 @@
-"""uvicorn without any log, with bounds on slow clients; and what stands before every request.
+"""uvicorn without any log and with limits for slow clients; and the guard before every request.
 
-That is host, origin, key, sizes and times; and headers behind it. A page of another site may not
-use this server: its origin is refused, and a name of its own that it has pointed at this machine
-(DNS rebinding) is no host of ours. Another account of the machine has no key. No error repeats what
-was sent, and nothing is logged.
+The guard checks Host, Origin, key, sizes and times, and adds security headers. A page of another
+site cannot use this server: its Origin is refused, and a domain that it has pointed at this machine
+(DNS rebinding) is not an allowed Host. Other accounts of the machine have no key. No error repeats
+what was sent, and nothing is logged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from capt_local.errors import CaptError, UsageError, place_of
+from capt_local.errors import CaptError, UsageError, error_location
 from capt_local.serve.protocol import ApiError, api_error, json_response
 
 Listener = socket.socket
@@ -85,7 +85,7 @@ def listen(host: str, port: int) -> Listener:
         listener = socket.socket(found[0], socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(found[4])
-        listener.listen(_BACKLOG)  # who comes before the models are loaded waits
+        listener.listen(_BACKLOG)  # clients wait here until the models are loaded
     except OSError as error:
         reason = error.strerror or "it is no address"
         raise UsageError(f"--host {host} --port {port} cannot be used: {reason}.") from None
@@ -93,7 +93,7 @@ def listen(host: str, port: int) -> Listener:
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose request does not arrive: it would be held open for nothing."""
+    """Closes a connection whose request does not arrive in time."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -107,7 +107,7 @@ class _Protocol(H11Protocol):
 
     def _watch(self) -> None:
         theirs, ours = self.conn.their_state, self.conn.our_state
-        # Or it goes on arriving when it is answered: refused for want of a key.
+        # Or a body that is still arriving after its response, such as a refusal without a key.
         waits = theirs is h11.IDLE or (
             theirs is h11.SEND_BODY and ours in (h11.DONE, h11.MUST_CLOSE)
         )
@@ -126,7 +126,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The command line has its own."""
+        """Installs no handlers: the command line has its own."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
@@ -171,19 +171,19 @@ class Guard:
     Args:
         app: behind it.
         hosts: names and addresses that the server answers to, in lower case, without port.
-        keys: any of them opens it.
+        keys: the accepted API keys.
         origins: of pages of other sites that may use it, such as https://ehr.example.
-        open_paths: that need no key, since they hold no data.
+        public_paths: that need no key, since they hold no data.
         report: called with a line about an error of the program itself.
     """
 
     def __init__(
         self, app: ASGIApp, *, hosts: Iterable[str], keys: Sequence[str], origins: Iterable[str],
-        open_paths: Iterable[str], report: Callable[[str], None],
+        public_paths: Iterable[str], report: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._app = app
         self._hosts, self._origins = frozenset(hosts), frozenset(origins)
-        self._keys, self._open_paths = tuple(keys), frozenset(open_paths)
+        self._keys, self._open_paths = tuple(keys), frozenset(public_paths)
         self._report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -201,7 +201,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 answered = True
                 message["headers"] = [*message.get("headers", ()), *self._headers(origin)]
-            async with asyncio.timeout(SEND_SECONDS):  # of a reader who does not read
+            async with asyncio.timeout(SEND_SECONDS):  # a client that does not read
                 await send(message)
 
         scope["app"] = self  # so that routes raise what they would answer in a way of their own
@@ -221,11 +221,11 @@ class Guard:
         except ClientDisconnect:
             pass  # in the middle of its request
         except TimeoutError:
-            raise _Dropped from None  # the connection is closed, without a word in any log
+            raise _DropConnection from None  # the connection is closed, without a word in any log
         except Exception as error:
             problem = self._problem(error)
             if answered:
-                raise _Dropped from None
+                raise _DropConnection from None
             more = _MORE.get(problem.status, {})
             await json_response(problem.body(), problem.status, more)(scope, receive, guarded)
 
@@ -237,11 +237,11 @@ class Guard:
                 return api_error(error)
             case HTTPException():
                 return ApiError(error.status_code, f"{error.detail}: there is no such thing here.")
-        self._report(f"an unexpected error at {place_of(error)}")
+        self._report(f"an unexpected error at {error_location(error)}")
         return ApiError(500, "The server met an unexpected error; nothing more is known.")
 
     def _preflight(self, scope: Scope, headers: dict[bytes, str], origin: str) -> bool:
-        """Refuses who may not use the server; whether a browser only asks if it may."""
+        """Checks host, origin and key; returns whether the request is a CORS preflight."""
         host = headers.get(b"host", "")
         name = host.partition("]")[0] + "]" if host[:1] == "[" else host.partition(":")[0].lower()
         if name not in self._hosts:
@@ -255,7 +255,7 @@ class Guard:
             return False
         scheme, _, key = headers.get(b"authorization", "").partition(" ")
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
-        # All are compared, so that the time says nothing about which one is near.
+        # All keys are compared, so that the time reveals nothing about them.
         if not sum(hmac.compare_digest(given, each.encode()) for each in self._keys):
             raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", "invalid_api_key")
         return False
@@ -272,12 +272,12 @@ class Guard:
         )
 
 
-class _Dropped(Exception):
-    """Has the connection closed in the middle of a response."""
+class _DropConnection(Exception):
+    """Makes uvicorn close the connection in the middle of a response."""
 
 
 def _bounded(receive: Receive, headers: dict[bytes, str], most: int) -> Receive:
-    """A body of at most so many bytes, which comes in time."""
+    """Limits the size of a request body and the time that it may take to arrive."""
     length = headers.get(b"content-length", "0")
     if not length.isdecimal() or int(length) > most:
         raise _too_large(most)

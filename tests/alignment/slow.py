@@ -7,13 +7,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from capt_local.alignment import ASIDE, END_EVENT, TargetEvents
+from capt_local.alignment import END_EVENT, SHORTER_PIECE_WEIGHT, TargetEvents
 from capt_local.tokenization import TextTokenizer, Vocabulary
 from tests.fakes import greedy_tokenizer
 
 # By the wanted event's place, then by the proxy's token.
 Parts = list[dict[int, Fraction]]
-_ASIDE = Fraction(float(np.float32(ASIDE)))
+_ASIDE = Fraction(float(np.float32(SHORTER_PIECE_WEIGHT)))
 _TINY = Fraction(float(np.finfo(np.float32).tiny))
 
 

@@ -21,14 +21,14 @@ PIECES = st.lists(
 )
 
 
-def tokenizer(lead: bytes) -> TextTokenizer:
-    return TextTokenizer(VOCABULARY, greedy_tokenizer(VOCABULARY, lead=lead))
+def tokenizer(leading_space: bytes) -> TextTokenizer:
+    return TextTokenizer(VOCABULARY, greedy_tokenizer(VOCABULARY, leading_space=leading_space))
 
 
 @settings(deadline=None, max_examples=200)
 @given(PIECES, st.sampled_from([b"", b" "]), st.booleans())
-def test_growing_is_tokenizing_anew(pieces: list[bytes], lead: bytes, start: bool) -> None:
-    tokens = tokenizer(lead)
+def test_growing_is_tokenizing_anew(pieces: list[bytes], leading_space: bytes, start: bool) -> None:
+    tokens = tokenizer(leading_space)
     context = CanonicalContext(tokens, [0, 5], start=start)
     seen: list[int] = list(context.tokens)
     for piece in pieces:

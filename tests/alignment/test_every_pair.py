@@ -15,8 +15,8 @@ import pytest
 from capt_local.alignment import (
     DEPTH,
     NO_EVENT,
-    Back,
     CanonicalContext,
+    EarlierRow,
     Projection,
     TargetEvents,
 )
@@ -56,8 +56,8 @@ def tokenizer(name: str) -> TextTokenizer:
 
 
 def text_of(name: str, tokens: list[int], *, start: bool) -> bytes:
-    lead = tokenizer(name).lead if start else b""
-    return b"".join(map(tokenizer(name).vocabulary.piece, tokens)).removeprefix(lead)
+    leading_space = tokenizer(name).leading_space if start else b""
+    return b"".join(map(tokenizer(name).vocabulary.piece, tokens)).removeprefix(leading_space)
 
 
 def unspellable(name: str) -> set[int]:
@@ -89,11 +89,11 @@ def check_pair(target: str, proxy: str) -> None:
     known, _whole = own.encode_known(NOTE, start=True)
     for number, token in enumerate(known):
         piece = own.vocabulary.piece(token)
-        context.append(piece if number else piece.removeprefix(own.lead))
+        context.append(piece if number else piece.removeprefix(own.leading_space))
         behind = context.rests(DEPTH)
         if number % 120 == 0:
             last = context.tokens[::-1][: len(behind)]
-            back = [Back(row, each, rest) for each, rest in zip(last, behind, strict=True)]
+            back = [EarlierRow(row, each, rest) for each, rest in zip(last, behind, strict=True)]
             healed = made.probability(asked, row, back)
             assert np.isfinite(healed).all() and healed.min() >= 0.0
             assert healed.sum() == pytest.approx(1.0, abs=1e-3) or lost
@@ -167,13 +167,13 @@ def test_a_proxy_that_knows_what_comes_gives_its_token_the_credit(target: str, p
     everything = np.arange(len(own.vocabulary), dtype=np.int32)
     for number, token in enumerate(own.encode(SHORT, start=True)):
         piece, place = own.vocabulary.piece(token), len(context.tokens)
-        text = piece if context.text else piece.removeprefix(own.lead)
+        text = piece if context.text else piece.removeprefix(own.leading_space)
         boundary = context.tokens == whole[:place] and place < len(whole)
         if boundary and context.text and number % 3 == 0:
             behind = context.rests(DEPTH)
             last = context.tokens[::-1][: len(behind)]
             back = [
-                Back(sure_of(proxy, each), each, rest)
+                EarlierRow(sure_of(proxy, each), each, rest)
                 for each, rest in zip(last, behind, strict=True)
             ]
             prior = np.full(len(everything), 1e-9)

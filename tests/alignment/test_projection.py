@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from capt_local.alignment import (
     _EMPTY,
-    ASIDE,
     DEPTH,
     END_EVENT,
     NO_EVENT,
-    Back,
+    SHORTER_PIECE_WEIGHT,
     CandidateQuery,
+    EarlierRow,
     Projection,
     rests,
 )
@@ -34,10 +34,10 @@ def words(drawn: Sequence[str], repeats: Sequence[str] = ()) -> Vocabulary:
 
 def view(
     proxy: Vocabulary, rows: Sequence[np.ndarray], last: Sequence[int]
-) -> tuple[np.ndarray, list[Back]]:
+) -> tuple[np.ndarray, list[EarlierRow]]:
     """What a proxy shows whose last tokens were these, the very last one first."""
     behind = rests([proxy.piece(token) for token in reversed(last)])
-    return rows[0], [Back(*each) for each in zip(rows[1:], last, behind, strict=True)]
+    return rows[0], [EarlierRow(*each) for each in zip(rows[1:], last, behind, strict=True)]
 
 
 @settings(max_examples=150)
@@ -116,8 +116,10 @@ def test_a_piece_is_shared_in_proportion_to_what_the_target_says() -> None:
 def test_a_piece_leaves_what_a_longer_one_begins_to_that_one() -> None:
     got = shared(["ab", "abba"], ["ab", "abb"], {"ab": 0.5, "abba": 0.5})
     assert got["abba", "abb"] == 1.0
-    assert got["abba", "ab"] == pytest.approx(ASIDE / (1 + ASIDE), rel=1e-6)
-    assert got["ab", "ab"] == pytest.approx(1 / (1 + ASIDE), rel=1e-6)
+    assert got["abba", "ab"] == pytest.approx(
+        SHORTER_PIECE_WEIGHT / (1 + SHORTER_PIECE_WEIGHT), rel=1e-6
+    )
+    assert got["ab", "ab"] == pytest.approx(1 / (1 + SHORTER_PIECE_WEIGHT), rel=1e-6)
 
 
 def test_all_ends_of_the_proxy_go_to_the_ends_of_the_target() -> None:
@@ -166,7 +168,7 @@ def test_a_word_in_three_pieces_is_healed_from_its_beginning() -> None:
 def test_the_space_that_the_targets_tokenizer_adds_is_no_part_of_the_first_word() -> None:
     target, proxy = make_vocabulary([" card", "card", " xyz"]), make_vocabulary(["card", "ca"])
     events = events_of(target)
-    events.tokenizer.lead = b" "
+    events.tokenizer.leading_space = b" "
     ids = {target.piece(t): t for t in range(len(target))}
     tokens = np.array([ids[b" card"], ids[b" xyz"], ids[b"a"], 1, 0], dtype=np.int32)
     made = Projection(proxy, events)

@@ -25,7 +25,7 @@ from capt_local.batch.records import (
 )
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
-from capt_local.strict_json import NotReadable
+from capt_local.strict_json import ParseError
 
 CANARY = "zyzzyva"  # a word of the patient's text
 
@@ -159,7 +159,7 @@ def test_any_text_stays_text(note: str, other: str) -> None:
     ],
 )
 def test_what_cannot_be_filled_in(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(NotReadable) as caught:
+    with pytest.raises(ParseError) as caught:
         filled("{{ note }}", **fields)
     assert said in str(caught.value) and CANARY not in str(caught.value)
 

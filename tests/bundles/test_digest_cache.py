@@ -153,7 +153,7 @@ def test_a_rule_of_the_site_reads_whatever_the_cache_says(bundle: Bundle, reads:
     found = verify.verify(bundle, check=Check.CACHED)
     assert (reads, found.how[file]) == ([], verify.Verified.CACHED)
     with pytest.raises(ModelError, match="SHA-256 differs"):
-        verify.verify(replace(bundle, read_digests=True), check=Check.CACHED)
+        verify.verify(replace(bundle, always_hash=True), check=Check.CACHED)
     assert reads == ["target.gguf"]
 
 
@@ -162,8 +162,8 @@ def test_digests_beside_the_load_are_of_what_is_loaded(tmp_path: Path) -> None:
     file.write_bytes(b"GGUF" * 1000)
     model = Bundle.from_paths(file).models["target"]
     stamps = {file: verify.stamp_of(file.stat())}
-    assert verify.LateDigests([model]).of(model) == hashlib.sha256(b"GGUF" * 1000).hexdigest()
+    assert verify.BackgroundDigests([model]).of(model) == hashlib.sha256(b"GGUF" * 1000).hexdigest()
     file.write_bytes(b"another")
-    assert verify.LateDigests([model], stamps).of(model) is None
+    assert verify.BackgroundDigests([model], stamps).of(model) is None
     copied = {file: stamps[file].with_digest("0" * 64)}
-    assert verify.LateDigests([model], copied).of(model) == "0" * 64
+    assert verify.BackgroundDigests([model], copied).of(model) == "0" * 64

@@ -15,7 +15,7 @@ import pytest
 
 from capt_local.bundles import archive, store, verify
 from capt_local.bundles.archive import members
-from capt_local.bundles.install import clear, leftovers, put_together
+from capt_local.bundles.install import assemble, clear, leftovers
 from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.bundles.sign import read_private
 from capt_local.errors import ModelError, UsageError
@@ -357,7 +357,7 @@ def folder(tmp_path: Path) -> Path:
 def test_what_others_may_write_is_copied(files: dict[str, Path], folder: Path) -> None:
     files["expert"].chmod(0o664)
     told: dict[str, float] = {}
-    made, linked = put_together(Bundle.from_paths(*files.values()), folder, told.__setitem__)
+    made, linked = assemble(Bundle.from_paths(*files.values()), folder, told.__setitem__)
     assert linked == ["base.gguf", "target.gguf"]
     for role in ("base", "target"):
         assert os.path.samefile(folder / f"{role}.gguf", files[role])
@@ -381,4 +381,4 @@ def test_a_file_that_changes_while_it_is_read(
                 stream.write(b"more")
 
     with pytest.raises(ModelError, match="changed while it was looked at"):
-        put_together(Bundle.from_paths(*files.values()), folder, spoil)
+        assemble(Bundle.from_paths(*files.values()), folder, spoil)

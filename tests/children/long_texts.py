@@ -57,7 +57,7 @@ def main(path: str, size: str, seconds: str, *classes: str) -> None:
         try:
             tokens = tokenizer.encode(text, start=True)
             found = b"".join(map(weights.vocabulary.piece, tokens))
-            assert found == tokenizer.lead + text, name
+            assert found == tokenizer.leading_space + text, name
         except TextTooLong:
             tokens = []
         print(f"{name}: {len(tokens)} tokens, {time.perf_counter() - started:.2f} s", flush=True)

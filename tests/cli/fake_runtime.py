@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from capt_local.bundles.verify import LateDigests, Verification
+from capt_local.bundles.verify import BackgroundDigests, Verification
 from capt_local.decoding.options import DraftStats, FinishReason, Step
-from capt_local.decoding.scoring import AnswerScore, Chosen, TextScore
+from capt_local.decoding.scoring import AnswerScore, ChoiceScores, TextScore
 from capt_local.errors import Cancelled, ContextOverflow
 from tests.report.answers import step
 
@@ -90,7 +90,7 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
         def __init__(self, bundle: Any) -> None:
             self.bundle = bundle
             self.notices = list(bundle.notices)
-            self.verification, self.late_digests = Verification(), LateDigests(())
+            self.verification, self.background_digests = Verification(), BackgroundDigests(())
             self.template = None
             about = types.SimpleNamespace(
                 architecture="llama", file_type="Q8_0", gpu_layers=0, devices={}
@@ -130,12 +130,12 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
 
         def choose(
             self, asked: Any, choices: Any, options: Any, *, raw: bool, cancel: Any, how: Any
-        ) -> Chosen:
+        ) -> ChoiceScores:
             script.calls.append({"asked": asked, "choices": choices, "how": how})
             scores = tuple(
                 AnswerScore(float(i + 1), 1, len(c), False) for i, c in enumerate(choices)
             )
-            return Chosen(0, scores)
+            return ChoiceScores(0, scores)
 
         def keep(self, asked: Any) -> dict[str, int]:
             script.calls.append({"kept": asked})

@@ -159,7 +159,7 @@ def test_a_site_forbids_what_nobody_has_signed(
         assert run("generate", "-m", reference, *TARGET).code == 0
     assert script.calls[0]["bundle"].signer.name == "house"
     opened = [call["bundle"] for call in script.calls if "bundle" in call]
-    assert len(opened) == 3 and all(bundle.read_digests for bundle in opened)
+    assert len(opened) == 3 and all(bundle.always_hash for bundle in opened)
     is_refused(run("generate", "-m", "tiny", "-p", "x", "--verify", "never"), *rule)
 
 

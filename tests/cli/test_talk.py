@@ -11,7 +11,7 @@ import pytest
 
 from capt_local.chat import Call
 from capt_local.cli import chat as chat_module
-from capt_local.cli.chat import Talk
+from capt_local.cli.chat import ChatSession
 from capt_local.cli.exits import Signals
 from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
@@ -21,7 +21,7 @@ from capt_local.errors import ContextOverflow, NumericalError, UsageError
 from capt_local.report.terminal import Screen
 from tests.cli.fake_runtime import Script
 
-Made = tuple[Talk, io.StringIO]
+Made = tuple[ChatSession, io.StringIO]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def made(script: Script, tmp_path: Path) -> Iterator[Made]:
     err = io.StringIO()
     with Signals() as signals:
         session = open_session(find_bundle(flags), flags, Screen(io.StringIO(), err), signals)
-        yield Talk(session, signals, GenerateOptions(top=3)), err
+        yield ChatSession(session, signals, GenerateOptions(top=3)), err
 
 
 def test_an_interrupted_answer_is_a_turn(made: Made, script: Script) -> None:

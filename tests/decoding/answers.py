@@ -91,7 +91,7 @@ def tell(
     options: GenerateOptions,
     text: bytes = b"abc ab",
     *,
-    lead: bytes = b"",
+    leading_space: bytes = b"",
     edit: Callable[[dict[str, Prompt]], dict[str, Prompt]] = lambda prompts: prompts,
     cancel: Callable[[], bool] | None = None,
     trio: Ensemble | None = None,
@@ -99,9 +99,9 @@ def tell(
     """One answer; an error is kept, not raised."""
     trio = trio or assembly(models).build(options)
     prompts = turn(trio, text)
-    if lead:
+    if leading_space:
         role = trio.leader.role
-        prompts[role] = dataclasses.replace(prompts[role], lead=lead)
+        prompts[role] = dataclasses.replace(prompts[role], leading_space=leading_space)
     generation = Generation(trio, edit(prompts), options, cancel)
     told = Told(generation, [], trio)
     try:
@@ -161,10 +161,10 @@ def at_every_speed(
 
 def adds_up(told: Told) -> None:
     """The figures of drafts and gate agree with the steps."""
-    tally = told.generation.stats
-    assert tally.steps == len(told.steps)
-    assert tally.proxies_skipped == sum(step.proxies_skipped for step in told.steps)
-    assert 0 <= tally.accepted <= tally.drafted
-    assert tally.accepted <= tally.steps
-    for count in tally.by_source.values():
+    draft_stats = told.generation.stats
+    assert draft_stats.steps == len(told.steps)
+    assert draft_stats.proxies_skipped == sum(step.proxies_skipped for step in told.steps)
+    assert 0 <= draft_stats.accepted <= draft_stats.drafted
+    assert draft_stats.accepted <= draft_stats.steps
+    for count in draft_stats.by_source.values():
         assert 0 < count.rounds <= count.drafted and 0 <= count.accepted <= count.drafted

@@ -16,7 +16,7 @@ from capt_local.decoding.baselines import (
     top,
     unite,
 )
-from capt_local.decoding.ensemble import Ensemble, read_by
+from capt_local.decoding.ensemble import Ensemble, prompt_for_role
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.prompting.messages import Message
 from tests.decoding.trios import PROXY as PROXY_WORDS
@@ -251,6 +251,6 @@ def test_a_boundary_inside_a_piece_of_the_expert_is_left_alone() -> None:
 def test_proxies_of_the_published_prompts_read_the_raw_text() -> None:
     asked = [Message("system", "Be short."), Message("user", "Why?")]
     raw = Method.CAPT_PAPER_RAW
-    assert read_by(raw, "target", asked, raw=False) == (asked, False)
-    assert read_by(raw, "expert", asked, raw=False) == ("Be short.\n\nWhy?", True)
-    assert read_by(Method.CAPT_PAPER, "expert", asked, raw=False) == (asked, False)
+    assert prompt_for_role(raw, "target", asked, raw=False) == (asked, False)
+    assert prompt_for_role(raw, "expert", asked, raw=False) == ("Be short.\n\nWhy?", True)
+    assert prompt_for_role(Method.CAPT_PAPER, "expert", asked, raw=False) == (asked, False)

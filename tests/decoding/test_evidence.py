@@ -118,12 +118,12 @@ def test_rows_of_a_prefill_say_what_the_walk_says(texts: list[bytes], max_rows: 
 def test_raw_text_has_evidence_with_and_without_a_token_before_it(text: bytes, bos: bool) -> None:
     """Models without BOS (Qwen): nothing stands before the first token that could be read."""
     trio, other = toy(), toy()
-    prompts = turn(trio, text, goes_on=True, bos=bos)
+    prompts = turn(trio, text, continues_text=True, bos=bos)
     got = evidence_of(trio, prompts)
     wanted = Evidence(len(other.exponents))
     own = prompts["target"].segments[-1].tokens
     for count in range(0 if bos else 1, len(own)):
-        begun = turn(other, TARGET.text(own[:count]), goes_on=True, bos=bos)
+        begun = turn(other, TARGET.text(own[:count]), continues_text=True, bos=bos)
         if all(begun[r].tokens == p.tokens[: len(begun[r].tokens)] for r, p in prompts.items()):
             other.start(begun)
             wanted.observe(other.distribution().gains(own[count]))

@@ -31,7 +31,7 @@ PLAIN = GenerateOptions(max_tokens=9, speed=Speed.EXACT_STEPS)
 
 
 class FakeLanes:
-    """Lanes that are models of their own, and keep a record of who decoded with whom."""
+    """BatchedContext that are models of their own, and keep a record of who decoded with whom."""
 
     max_tokens_together = 4
     chunk = 1000
@@ -43,19 +43,19 @@ class FakeLanes:
         self.batches: list[list[int]] = []
         self.shared: list[tuple[int, int, int]] = []
         self.packed: list[list[int]] = []
-        self.fails: Callable[[int, Sequence[int]], BaseException | None] = lambda lane, new: None
+        self.fails: Callable[[int, Sequence[int]], BaseException | None] = lambda slot, new: None
 
     def run(self, parts: Sequence[tuple[Any, Sequence[int], int]]) -> list[Any]:
-        numbers = [self.slots.index(lane) for lane, _, _ in parts]
+        numbers = [self.slots.index(slot) for slot, _, _ in parts]
         assert len(set(numbers)) == len(numbers)
         assert all(len(tokens) <= self.max_tokens_together for _, tokens, _ in parts)
         self.batches.append(numbers)
         results: list[Any] = []
-        for number, (lane, tokens, rows) in zip(numbers, parts, strict=True):
+        for number, (slot, tokens, rows) in zip(numbers, parts, strict=True):
             error = self.fails(number, tokens)
             if error is not None and not isinstance(error, CaptError):
                 raise error
-            results.append(error if error is not None else lane.extend(tokens, rows))
+            results.append(error if error is not None else slot.extend(tokens, rows))
         return results
 
     def pack(self, used: Iterable[FakeModel]) -> None:
@@ -79,11 +79,11 @@ def prompt_of(role: str, asked: str | Sequence[Message], raw: bool) -> Prompt:
     head = (0, *(tokenizer.encode(system, start=True) if system else ()))
     text = said.encode()
     user = Segment(tuple(tokenizer.encode(text, start=True)), text, evidence=True)
-    return Prompt((Segment(head), user), goes_on=raw)
+    return Prompt((Segment(head), user), continues_text=raw)
 
 
 class Desk:
-    """Lanes of three models, and the requests that go to them."""
+    """BatchedContext of three models, and the requests that go to them."""
 
     def __init__(self, places: int = 3, **kinds: Any) -> None:
         self.models = {role: FakeLanes(role, places, **kinds) for role in SEEDS}
@@ -195,8 +195,8 @@ def test_one_request_that_fails_ends_alone(role: str) -> None:
     desk = Desk()
     slots = desk.models[role]
 
-    def fails(lane: int, new: Sequence[int]) -> CaptError | None:
-        bad = lane == 1 and slots.slots[1].position > 10
+    def fails(slot: int, new: Sequence[int]) -> CaptError | None:
+        bad = slot == 1 and slots.slots[1].position > 10
         return NumericalError("not numbers") if bad else None
 
     slots.fails = fails
@@ -274,7 +274,7 @@ def test_what_prompts_have_in_common_is_computed_once() -> None:
         size = len(shared_beginning(prompt_of(role, asks[0].prompt, False)))
         assert size > 32
         assert [pair[2] for pair in slots.shared] == [size] * 2
-        decoded = sum(lane.extended for lane in slots.slots)
+        decoded = sum(slot.extended for slot in slots.slots)
         assert decoded < size + len(TEXTS) * 40
     as_alone(found, asks)
 

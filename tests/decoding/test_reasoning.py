@@ -116,7 +116,7 @@ def answer(
     return generation, list(generation), trio
 
 
-def read_by(trio: Ensemble) -> bytes:
+def prompt_for_role(trio: Ensemble) -> bytes:
     expert = trio.proxies[0]
     return expert.cache.model.vocabulary.text(expert.tokens[1:]).removeprefix(b"b")
 
@@ -133,7 +133,7 @@ def test_the_target_thinks_alone_and_the_expert_reads_the_answer(opened: bool) -
     assert all(step.expert_top == () for step in inside[not opened :])
     assert [step.contrast != 0.0 for step in steps if not step.thought][:2] == [True, True]
     # Everything that expert and base have seen is the prompt and the answer.
-    assert read_by(trio).endswith(b"Yes!") and b"hm" not in read_by(trio)
+    assert prompt_for_role(trio).endswith(b"Yes!") and b"hm" not in prompt_for_role(trio)
 
 
 def test_the_expert_may_have_a_say_in_thoughts() -> None:
@@ -141,7 +141,7 @@ def test_the_expert_may_have_a_say_in_thoughts() -> None:
     generation, steps, trio = answer(SAID, options)
     assert (generation.thoughts_bytes, generation.text_bytes) == (b"hm card", b"Yes!")
     assert steps[1].contrast != 0.0
-    assert b"hm card" in read_by(trio)
+    assert b"hm card" in prompt_for_role(trio)
 
 
 def test_markers_that_are_text_are_found_as_well() -> None:
@@ -226,7 +226,7 @@ def test_proxies_of_the_same_vocabulary_read_what_might_have_begun_a_marker() ->
         user = Segment(tuple(text_tokenizer(FakeModel(VOCABULARY, 1)).encode(b"ab", start=True)))
         models = [FakeModel(each, seed) for seed, each in enumerate(vocabularies, 2)]
         trio = make_trio(Speaker(said, len(user.tokens)), *models, CombineOptions(alphas=(1.0,)))
-        assert all(proxy.alignment.follows_tokens for proxy in trio.proxies)
+        assert all(proxy.alignment.shares_vocabulary for proxy in trio.proxies)
         prompts = {
             role: Prompt(
                 (Segment(user.tokens),), markers=find_markers(VOCABULARY, ChatTemplate(""))

@@ -99,8 +99,8 @@ def test_all_of_this_happens() -> None:
     for seed in range(5):
         answers = at_every_speed(lambda seed=seed: pair(SOME, OTHERS, seed), options)
         for speed, told in answers.items():
-            tally = told.generation.stats
-            found[speed] += tally.proxies_skipped, tally.drafted, tally.accepted
+            draft_stats = told.generation.stats
+            found[speed] += draft_stats.proxies_skipped, draft_stats.drafted, draft_stats.accepted
     assert not found.pop("exact").any()
     for gated, drafted, accepted in found.values():
         assert gated > 50 and drafted >= accepted > 15
@@ -122,13 +122,13 @@ def test_the_space_in_front_of_an_answer_is_taken_off_drafts_as_well(text: bytes
     for seed in range(6):
 
         def models(seed: int = seed) -> Mapping[str, FakeModel]:
-            own = Habit(make_vocabulary(SOME), seed, lead=b" ")
+            own = Habit(make_vocabulary(SOME), seed, leading_space=b" ")
             # Its first token is one with a space, which is the tokenizer's own.
             own._rows[tuple([*TURN(own, text)][-2:])] = spaced(own)
             other = lettered(OTHERS)
             return {"target": own, "expert": Habit(other, 5), "base": Habit(other, 6)}
 
-        found = at_every_speed(models, GenerateOptions(max_tokens=20), text, lead=b" ")
+        found = at_every_speed(models, GenerateOptions(max_tokens=20), text, leading_space=b" ")
         steps = found["eager"].steps
         assert steps[0].piece_bytes == b"ab" and steps[0].target_choice.piece_bytes == b" ab"
 

@@ -17,10 +17,10 @@ from capt_local.decoding.options import GRID, CombineOptions, FinishReason, Gene
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.scoring import (
     MARGIN,
-    Answers,
     AnswerScore,
-    Choosing,
-    opening,
+    AnswerScorer,
+    ChoiceCriterion,
+    empty_prompts,
     score_paths,
     score_text,
 )
@@ -46,7 +46,7 @@ def text_nats(
     evidence = Evidence(len(trio.exponents)) if trio.mixes else None
     for place, token in enumerate(tokenizers[trio.leader.role].encode(text, start=True)):
         if place == 0 or trio.tokens_left <= MARGIN:
-            trio.start(opening(trio.models, tokenizers, first=place == 0), reserve=MARGIN + 1)
+            trio.start(empty_prompts(trio.models, tokenizers, first=place == 0), reserve=MARGIN + 1)
             windows += 1
         if evidence is not None:
             trio.set_weights(evidence.weights)
@@ -79,7 +79,7 @@ def path_logps(
     TEXT, st.booleans(), st.sampled_from([4, 7, 16]), st.sampled_from([b"", b" "]), st.booleans()
 )
 def test_one_pass_gives_what_steps_give(
-    text: bytes, can_rewind: bool, rows: int, lead: bytes, weighs: bool
+    text: bytes, can_rewind: bool, rows: int, leading_space: bytes, weighs: bool
 ) -> None:
     """In texts whose proxy tokens change while they grow; windows included."""
     options = CombineOptions() if weighs else CombineOptions(alphas=(1.0,))
@@ -89,7 +89,7 @@ def test_one_pass_gives_what_steps_give(
             FakeModel(PROXY, seed, can_rewind=can_rewind, max_rows=rows, limit=70)
             for seed in (2, 3)
         )
-        target = FakeModel(TARGET, 1, max_rows=rows, lead=lead, limit=64)
+        target = FakeModel(TARGET, 1, max_rows=rows, leading_space=leading_space, limit=64)
         return make_trio(target, *proxies, options)
 
     one, other = trio(can_rewind), trio(True)
@@ -147,11 +147,13 @@ def letters(options: CombineOptions | None = None) -> Ensemble:
     return make_trio(*(FakeModel(*kind, end_logit=0.0) for kind in kinds), options)
 
 
-def judge(trio: Ensemble, text: bytes = b"abc the card", *, goes_on: bool = False) -> Answers:
-    return Answers(trio, tokenizers(trio), turn(trio, text, goes_on=goes_on))
+def judge(
+    trio: Ensemble, text: bytes = b"abc the card", *, continues_text: bool = False
+) -> AnswerScorer:
+    return AnswerScorer(trio, tokenizers(trio), turn(trio, text, continues_text=continues_text))
 
 
-def score(answers: Answers, text: bytes, *, end: bool = False) -> AnswerScore:
+def score(answers: AnswerScorer, text: bytes, *, end: bool = False) -> AnswerScore:
     (found,) = answers.scores((text,), end=end)
     return found
 
@@ -221,7 +223,7 @@ def test_all_continuations_of_n_tokens_sum_to_one(alphas: tuple[float, ...]) -> 
 def test_raw_text_and_answer_are_the_canonical_tokens_of_the_whole(text: str, more: str) -> None:
     """The token that straddles the boundary is scored given its beginning in the prompt."""
     before, whole = text.encode(), encoded((text + more).encode())
-    got = score(judge(alone(), before, goes_on=True), more.encode())
+    got = score(judge(alone(), before, continues_text=True), more.encode())
     ends = list(itertools.accumulate(len(TARGET.piece(token)) for token in whole))
     inside = [end for end in ends if end <= len(before)]
     if not inside:  # one word from the very beginning: scored in parts
@@ -241,16 +243,16 @@ def test_raw_text_and_answer_are_the_canonical_tokens_of_the_whole(text: str, mo
 def test_what_may_begin_with_the_given_bytes_sums_to_one(begin: bytes) -> None:
     trio = toy(CombineOptions(plausibility=1e-2))
     begins = [(t,) for t, piece in enumerate(TARGET.pieces()) if piece.startswith(begin)]
-    said = score_paths(trio, turn(trio), begins, end=False, given=begin)
+    said = score_paths(trio, turn(trio), begins, end=False, prefix=begin)
     assert sum(math.exp(path[0].logp) for path in said) == pytest.approx(1.0, rel=1e-4)
     assert sum(path[0].likeliest for path in said) == 1
 
 
 def test_a_space_that_the_tokenizer_puts_in_front_is_no_part_of_the_answer() -> None:
-    target = FakeModel(TARGET, 1, lead=b" ")
+    target = FakeModel(TARGET, 1, leading_space=b" ")
     trio = Ensemble(make_trio(target, FakeModel(TARGET, 2), FakeModel(TARGET, 3)).leader)
     names = tokenizers(trio)
-    got = score(Answers(trio, names, opening(trio.models, names)), b"a card")
+    got = score(AnswerScorer(trio, names, empty_prompts(trio.models, names)), b"a card")
     tokens = [TARGET.pieces().index(b" a"), TARGET.byte_ids[ord(" ")]]
     tokens.append(TARGET.pieces().index(b"card"))
     assert got.nats == pytest.approx(by_hand([0], tokens), rel=1e-5)
@@ -275,9 +277,9 @@ def test_lengths_count_as_asked() -> None:
     answers, choices = judge(toy()), [b"xyz", b"cardiac the card a ab abc", b"yxz the"]
     scores = answers.scores(choices)
     wanted = {
-        Choosing.LIKELIHOOD: [one.nats for one in scores],
-        Choosing.PER_BYTE: [one.nats / one.size for one in scores],
-        Choosing.PER_TOKEN: [one.nats / one.tokens for one in scores],
+        ChoiceCriterion.LIKELIHOOD: [one.nats for one in scores],
+        ChoiceCriterion.PER_BYTE: [one.nats / one.size for one in scores],
+        ChoiceCriterion.PER_TOKEN: [one.nats / one.tokens for one in scores],
     }
     found = [answers.choose(choices, how).index for how in wanted]
     assert found == [int(np.argmin(rates)) for rates in wanted.values()] and len(set(found)) > 1
@@ -337,4 +339,4 @@ def test_an_answer_that_cannot_be_spelt_is_refused_without_its_text() -> None:
 def test_scoring_stops_when_it_is_told_to() -> None:
     trio = toy()
     with pytest.raises(Cancelled):
-        Answers(trio, tokenizers(trio), turn(trio), cancel=lambda: True).scores([b"abc"])
+        AnswerScorer(trio, tokenizers(trio), turn(trio), cancel=lambda: True).scores([b"abc"])

@@ -27,7 +27,7 @@ from capt_local.decoding.structured import (
     structure_problem,
 )
 from capt_local.errors import ModelError, UsageError
-from capt_local.strict_json import NotReadable, parse_json
+from capt_local.strict_json import ParseError, parse_json
 from capt_local.tokenization import TokenKind, Vocabulary
 from tests.decoding.trios import TARGET, toy, turn, walk
 from tests.fakes import make_vocabulary
@@ -41,13 +41,15 @@ VOCABULARY = Vocabulary(
 )
 
 
-def constraint(schema: Any, lead: bytes = b"") -> SchemaConstraint:
-    return SchemaConstraint(VOCABULARY, schema_structure(json.dumps(schema).encode()).source, lead)
+def constraint(schema: Any, leading_space: bytes = b"") -> SchemaConstraint:
+    return SchemaConstraint(
+        VOCABULARY, schema_structure(json.dumps(schema).encode()).source, leading_space
+    )
 
 
-def takes(schema: Any, text: str, lead: bytes = b"") -> bool:
+def takes(schema: Any, text: str, leading_space: bytes = b"") -> bool:
     """Whether a text may be an answer, byte by byte."""
-    made = constraint(schema, lead)
+    made = constraint(schema, leading_space)
     for byte in text.encode():
         token = VOCABULARY.byte_ids[byte]
         if not made.allowed()[token]:
@@ -231,7 +233,7 @@ def test_whatever_is_allowed_becomes_an_instance(seed: int, place: int) -> None:
     jsonschema.validate(json.loads(said), SCHEMAS[place])
     try:
         parse_json(said)
-    except NotReadable:  # a free member may have the name of another; that is seen at the end
+    except ParseError:  # a free member may have the name of another; that is seen at the end
         assert not made.complete
     else:
         assert made.complete

@@ -33,30 +33,30 @@ def sampled(count: int, **more: object) -> GenerateOptions:
 @settings(deadline=None, max_examples=60)
 @given(TEXT, TEXT, st.booleans(), st.booleans(), st.sampled_from([b"", b" "]))
 def test_rows_are_those_of_a_fresh_prefill(
-    first: bytes, second: bytes, can_rewind: bool, goes_on: bool, lead: bytes
+    first: bytes, second: bytes, can_rewind: bool, continues_text: bool, leading_space: bytes
 ) -> None:
     """However the text came, the proxy's rows are what the model says about its tokens."""
     target = FakeModel(TARGET, 1)
-    model = FakeModel(PROXY, 2, can_rewind=can_rewind, lead=lead)
+    model = FakeModel(PROXY, 2, can_rewind=can_rewind, leading_space=leading_space)
     tokens = text_tokenizer(model)
     proxy = Proxy(
         LogitsCache("expert", model), tokens, fit(PROXY, TargetEvents(text_tokenizer(target)))
     )
     user = Segment(tuple(tokens.encode(b"card", start=True)), b"card")
     for text in (first, second):  # the second prompt shares the cache of the first
-        proxy.start(Prompt((Segment((0,)), user), goes_on=goes_on))
+        proxy.start(Prompt((Segment((0,)), user), continues_text=continues_text))
         for token in text_tokenizer(target).encode(text, start=True):
             proxy.append(token, TARGET.piece(token))
             proxy.sync()
             held = model.tokens[: len(proxy.tokens)]
             assert held == proxy.tokens[: len(held)]
             np.testing.assert_allclose(proxy.row, softmax(model.logits(proxy.tokens)), rtol=1e-4)
-            places = proxy.wanted_rows()
+            places = proxy.needed_positions()
             rows = proxy.cache.logits_for(proxy.tokens, len(places), proxy.stable)
             for place, row in zip(places, rows, strict=True):
                 wanted = softmax(model.logits(proxy.tokens[:place]))
                 np.testing.assert_allclose(row, wanted, rtol=1e-4)
-        whole = b"card" + text if goes_on else text
+        whole = b"card" + text if continues_text else text
         canonical = tokens.encode(whole, start=True)
         if whole:
             assert proxy.tokens[-len(canonical) :] == canonical
@@ -140,12 +140,12 @@ def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:
 
 def test_the_leading_space_of_the_targets_tokenizer_is_no_part_of_the_answer() -> None:
     """A target that writes " card" at the beginning of a text says "card" to its proxies."""
-    target = FakeModel(TARGET, 1, lead=b" ")
+    target = FakeModel(TARGET, 1, leading_space=b" ")
     trio = make_trio(
         target, FakeModel(PROXY, 2), FakeModel(PROXY, 3), CombineOptions(alphas=(1.0,))
     )
     prompts = turn(trio)
-    prompts["target"] = dataclasses.replace(prompts["target"], lead=b" ")
+    prompts["target"] = dataclasses.replace(prompts["target"], leading_space=b" ")
     trio.start(prompts)
     here = trio.distribution()
     names = [TARGET.piece(token) for token in here.candidates.tokens.tolist()]
@@ -203,9 +203,9 @@ def test_control_tokens_have_no_contrast_where_one_proxy_has_no_event_for_them()
 def test_a_text_is_scored_alike_whatever_was_written_before() -> None:
     """Rows of an answer that begins where the text does are not those of the text."""
     text = b"cardiac the abc"
-    for goes_on in (True, False):
+    for continues_text in (True, False):
         used, new = (toy(CombineOptions(alphas=(1.0,))) for _ in range(2))
-        turn(used, b"a", goes_on=goes_on)
+        turn(used, b"a", continues_text=continues_text)
         list(walk(used, sampled(3)))
         wanted = score_text(new, tokenizers(new), text).nats
         assert score_text(used, tokenizers(used), text).nats == pytest.approx(wanted, rel=1e-6)
@@ -217,7 +217,7 @@ def test_rows_of_any_texts_are_those_of_the_model(asked: list[tuple[int, int, bo
     """Many rows or few, of texts that go on, go back or go another way."""
     model = FakeModel(PROXY, 2, max_rows=16)
     cache = LogitsCache("expert", model)
-    cache.keep_as(np.copy)
+    cache.set_row_transform(np.copy)
     for size, count, other in asked:
         tokens = [5] * (size // 2) + [6 + other] * (size - size // 2) if other else [5] * size
         count = min(count, size)

@@ -54,7 +54,7 @@ def assembly(models: Mapping[str, FakeModel]) -> EnsembleBuilder:
 
 
 def turn(
-    trio: Ensemble, text: bytes = b"abc the card", *, goes_on: bool = False, bos: bool = True
+    trio: Ensemble, text: bytes = b"abc the card", *, continues_text: bool = False, bos: bool = True
 ) -> dict[str, Prompt]:
     """BOS if wanted, and a text of the user, for every model."""
     prompts = {}
@@ -62,7 +62,7 @@ def turn(
         tokens = text_tokenizer(cached.model).encode(text, start=True)  # type: ignore[arg-type]
         user = Segment(tuple(tokens), text, evidence=True)
         segments = (Segment((0,)), user) if bos else (user,)
-        prompts[cached.role] = Prompt(segments, goes_on=goes_on)
+        prompts[cached.role] = Prompt(segments, continues_text=continues_text)
     trio.prompts = prompts  # type: ignore[attr-defined]
     return prompts
 

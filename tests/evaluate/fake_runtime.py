@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from capt_local.bundles.verify import LateDigests, Verification
+from capt_local.bundles.verify import BackgroundDigests, Verification
 from capt_local.decoding.options import FinishReason
-from capt_local.decoding.scoring import AnswerScore, Choosing, Chosen, TextScore
+from capt_local.decoding.scoring import AnswerScore, ChoiceCriterion, ChoiceScores, TextScore
 from capt_local.errors import Cancelled
 
 
@@ -55,7 +55,7 @@ class FakeRuntime:
         self.rules = rules
         self.bundle = bundle
         self.notices: list[str] = []
-        self.verification, self.late_digests = Verification(), LateDigests(())
+        self.verification, self.background_digests = Verification(), BackgroundDigests(())
         self.template = None
         about = types.SimpleNamespace(
             architecture="llama", file_type="Q8_0", gpu_layers=0, devices={}
@@ -83,9 +83,9 @@ class FakeRuntime:
         options: Any,
         *,
         raw: bool,
-        how: Choosing = Choosing.LIKELIHOOD,
+        how: ChoiceCriterion = ChoiceCriterion.LIKELIHOOD,
         cancel: Any,
-    ) -> Chosen:
+    ) -> ChoiceScores:
         text = asked(prompt)
         self.rules.count(f"choose {how}", text, options, cancel)
         index = list(choices).index(self.rules.say(options.method.value, text, 0))
@@ -93,7 +93,7 @@ class FakeRuntime:
             AnswerScore(nats=float(number != index), tokens=2, size=len(choice), greedy=False)
             for number, choice in enumerate(choices)
         )
-        return Chosen(index, scores)
+        return ChoiceScores(index, scores)
 
     def score(self, text: bytes, options: Any, *, cancel: Any) -> TextScore:
         self.rules.count("score", text.decode(), options, cancel)

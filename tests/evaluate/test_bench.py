@@ -13,7 +13,7 @@ from capt_local.evaluate.bench import (
     BenchPrompt,
     BenchResult,
     read_prompts,
-    take_turns,
+    run_interleaved,
 )
 from capt_local.prompting.messages import Message
 
@@ -55,13 +55,13 @@ def test_every_mode_answers_every_prompt_that_fits_and_the_first_one_twice() -> 
         return answer
 
     prompts = [BenchPrompt(text) for text in ("one", "long", "two")]
-    found = take_turns({"a": mode("a"), "b": mode("b")}, prompts)
+    found = run_interleaved({"a": mode("a"), "b": mode("b")}, prompts)
     assert asked[:4] == [("a", "one"), ("b", "one")] * 2
     assert asked[-2:] == [("a", "two"), ("b", "two")]
     assert found.too_long == [2] and [each.text for each in found.prompts] == ["one", "two"]
     assert {name: len(each) for name, each in found.times.items()} == {"a": 2, "b": 2}
     with pytest.raises(UsageError, match="No prompt fits"):
-        take_turns({"b": mode("b")}, prompts[1:2])
+        run_interleaved({"b": mode("b")}, prompts[1:2])
 
 
 def test_ratios_are_taken_prompt_by_prompt() -> None:

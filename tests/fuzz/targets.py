@@ -19,7 +19,7 @@ from capt_local.errors import ModelError, UsageError
 from capt_local.llama.gguf_header import parse_header
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.resources import estimate
-from capt_local.strict_json import NotReadable, parse_json
+from capt_local.strict_json import ParseError, parse_json
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 Target = Callable[[bytes], bool]
@@ -74,7 +74,7 @@ def value(data: bytes) -> bool:
     """One value of strict JSON; what is taken, Python's own reader takes too."""
     try:
         found = parse_json(data)
-    except NotReadable:
+    except ParseError:
         return False
     json.dumps(found, allow_nan=False).encode()
     assert found == json.loads(data.decode())

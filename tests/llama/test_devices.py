@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.errors import UsageError
 from capt_local.llama import devices
-from capt_local.llama.devices import GPU_RESERVE, Device, device_computes, mended, plan
+from capt_local.llama.devices import GPU_RESERVE, Device, device_computes, has_tile_fix, plan
 from capt_local.llama.library import library
 from capt_local.llama.options import Placement
 from capt_local.llama.resources import MemoryEstimate
@@ -52,14 +52,14 @@ def _written(folder: Path, *contents: bytes) -> list[Path]:
 def test_one_library_without_the_mark_is_enough_to_leave_tiles_out(
     tmp_path: Path, contents: tuple[bytes, ...]
 ) -> None:
-    assert not mended(_written(tmp_path, *contents))
+    assert not has_tile_fix(_written(tmp_path, *contents))
 
 
 def test_here_tiles_are_left_out_or_mended() -> None:
     info = library().build_info()
     folder = Path(library().api._lib._name).parent
     amx = "AMX_INT8 = 1" in info.system_info
-    assert ("AMX" in info.left_out) == (amx and not mended(folder.glob("*ggml-cpu*")))
+    assert ("AMX" in info.left_out) == (amx and not has_tile_fix(folder.glob("*ggml-cpu*")))
 
 
 # --- where layers go, on devices that are made up
@@ -128,7 +128,7 @@ def test_no_gpu_gets_more_than_it_has_free() -> None:
         for role, one in models.items():
             # What GPUs do not take is left to main memory; buffers are counted on both sides.
             gpus = one.on_gpus(planned[role])
-            rest = one.beside_gpu(sum(planned[role].values()))
+            rest = one.without_gpu_layers(sum(planned[role].values()))
             both = sum(gpus.values()) + rest.total - one.buffers * (len(gpus) + 1)
             assert abs(both - (one.weights + one.kv_cache)) <= one.layers
 

@@ -20,7 +20,7 @@ from capt_local import hardening
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama import probe as probe_module
 from capt_local.llama.gguf_header import read_header
-from capt_local.llama.probe import look
+from capt_local.llama.probe import probe_files
 from tests.real_models import smollm2
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
@@ -64,10 +64,10 @@ def test_each_model_has_a_process_of_its_own(
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", counted)
-    look(tiny_path("spm"))
-    look(tiny_path(), [tiny_adapter(tmp_path / "lora.gguf", seed=2)])
+    probe_files(tiny_path("spm"))
+    probe_files(tiny_path(), [tiny_adapter(tmp_path / "lora.gguf", seed=2)])
     with pytest.raises(ModelError, match=r"nan\.gguf"):
-        look(tiny_gguf(tmp_path / "nan.gguf", seed=1, nan=True))
+        probe_files(tiny_gguf(tmp_path / "nan.gguf", seed=1, nan=True))
     assert len({each.pid for each in started}) == 3
     assert all(each.poll() is not None for each in started)
 
@@ -88,7 +88,7 @@ def test_an_end_or_an_odd_answer_is_a_named_error(
 ) -> None:
     program(monkeypatch, code)
     with pytest.raises(ModelError, match=said):
-        look(tiny_path())
+        probe_files(tiny_path())
 
 
 def test_one_that_hangs_is_ended(tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_one_that_hangs_is_ended(tiny_path: TinyPath, monkeypatch: pytest.Monkey
     monkeypatch.setattr(probe_module, "_SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(ModelError, match=r"bpe\.gguf kept the process .* busy for more than"):
-        look(tiny_path())
+        probe_files(tiny_path())
     assert time.monotonic() - started < 10
 
 
@@ -123,7 +123,7 @@ def test_more_memory_than_the_header_explains_is_not_there(
         raise OSError(errno.ENOMEM, "") from None""",
     )
     with pytest.raises(ModelError, match="it was not permitted, OSError 12"):
-        look(tiny_path())
+        probe_files(tiny_path())
 
 
 # What it may not do; {place} is a folder.
@@ -197,7 +197,7 @@ def test_it_cannot_reach_beyond_itself(
         sys.stdout.write("refused: " + str(allowed) + chr(10))
         sys.stdout.flush()"""
     confined(monkeypatch, code)
-    look(tiny_path())
+    probe_files(tiny_path())
     assert os.listdir(tmp_path) == ["there"] and (tmp_path / "there").stat() == before
 
 
@@ -206,7 +206,7 @@ def test_it_has_no_terminal_to_type_into(
     tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     confined(monkeypatch, "    import os\n    assert os.getsid(0) == os.getpid()")
-    look(tiny_path())
+    probe_files(tiny_path())
 
 
 @LINUX
@@ -240,8 +240,8 @@ def test_a_model_of_a_thousand_tensors_on_a_busy_machine(tmp_path: Path) -> None
     path = tiny_gguf(tmp_path / "deep.gguf", seed=1, layers=111)
     assert len(read_header(path).tensors) == 1002
     with busy(4):
-        look(path)
-        look(smollm2())
+        probe_files(path)
+        probe_files(smollm2())
 
 
 @contextmanager
@@ -262,12 +262,12 @@ def test_of_files_that_others_may_write_the_digest_of_what_was_loaded(
     path, adapter = tmp_path / "model.gguf", tiny_adapter(tmp_path / "lora.gguf", seed=2)
     path.write_bytes(tiny_path().read_bytes())
     path.chmod(0o666)
-    found = look(path, [adapter])
+    found = probe_files(path, [adapter])
     assert found == {path: hashlib.sha256(path.read_bytes()).hexdigest()}
     bad = tiny_gguf(tmp_path / "bad.gguf", seed=1, nan=True)
     bad.chmod(0o666)
     with pytest.raises(ModelError, match=r"^bad\.gguf is damaged: a tensor has invalid data"):
-        look(bad)
+        probe_files(bad)
 
 
 @LINUX
@@ -279,7 +279,7 @@ def test_where_the_list_is_refused_no_file_is_opened(
         probe_module, "_PROGRAM", f"import sys; sys.path.insert(0, sys.argv[1]); {code}"
     )
     with pytest.raises(UsageError, match="does not let a process give up system calls"):
-        look(tiny_path())
+        probe_files(tiny_path())
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root")
@@ -293,7 +293,7 @@ def test_as_root_it_keeps_no_right_but_reading(
 """
     confined(monkeypatch, code)
     with pytest.raises(ModelError, match="PermissionError"):
-        look(tiny_path())
+        probe_files(tiny_path())
 
 
 @LINUX

@@ -116,7 +116,7 @@ def test_markers_typed_into_a_note_stay_text(tokenizer: TextTokenizer) -> None:
     for text in (every, *single, *(b"x" + one + one + b" \n" for one in single)):
         for start in (True, False):
             tokens = tokenizer.encode(text, start=start)
-            assert written(tokenizer, tokens) == (tokenizer.lead if start else b"") + text
+            assert written(tokenizer, tokens) == (tokenizer.leading_space if start else b"") + text
             assert not forbidden[tokens].any()
 
 
@@ -129,8 +129,8 @@ def test_any_text_keeps_its_bytes_and_can_be_cut(name: str, data: st.DataObject)
     if not spellable(tokenizer, text):
         return
     whole = tokenizer.encode(text, start=True)
-    lead = tokenizer.lead if text else b""
-    assert written(tokenizer, whole) == lead + text
+    leading_space = tokenizer.leading_space if text else b""
+    assert written(tokenizer, whole) == leading_space + text
     cut = tokenizer.last_cut(text)
     assert 0 <= cut <= len(text)
     if cut:

@@ -14,7 +14,7 @@ from capt_local.llama.weights import Weights
 from capt_local.prompting.build import build_chat, build_raw
 from capt_local.prompting.messages import Message, Prompt, Role, messages_of
 from capt_local.prompting.template import CHATML, PLAIN, ChatTemplate
-from capt_local.strict_json import NotReadable
+from capt_local.strict_json import ParseError
 from capt_local.tokenization import TextTokenizer, TokenKind, Vocabulary
 from tests.prompting import templates
 from tests.real_models import open_tokenizer, smollm2
@@ -86,7 +86,7 @@ def test_tokens_are_those_of_the_whole_text(
     whole = "".join(part if isinstance(part, str) else messages[part].content for part in parts)
     prompt = build_chat(messages, template, split)
     assert list(prompt.tokens) == split.scaffold(whole.encode(), start=True)
-    assert not prompt.starts_fresh
+    assert not prompt.starts_text
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -191,6 +191,6 @@ def user(content: object, **more: object) -> dict[str, object]:
     ],
 )
 def test_what_is_no_conversation(value: object, said: str) -> None:
-    with pytest.raises(NotReadable) as caught:
+    with pytest.raises(ParseError) as caught:
         messages_of(value)
     assert said in str(caught.value) and CANARY not in str(caught.value)

@@ -84,7 +84,7 @@ def test_a_template_tells_how_answers_end_and_reasoning_is_marked(family: str) -
     ends, pair = FAMILIES[family]
     source = family if "{" in family else published(family)
     template = ChatTemplate(source, bos="<s>", eos=EOS)
-    found = Marked(source + "".join(template.behind_answers()))
+    found = Marked(source + "".join(template.text_after_answers()))
     tokens = find_turn_ends(template, found.vocabulary, found.tokenize)
     assert {found.vocabulary.piece(token).decode() for token in tokens} == ends
     markers = find_markers(found.vocabulary, template)
@@ -135,7 +135,7 @@ def test_published_templates() -> None:
     for path in sorted(templates_folder().glob("*.jinja")):
         source = path.read_text("utf-8")
         template = ChatTemplate(source, bos="<s>", eos=EOS)
-        found = Marked(source + "".join(template.behind_answers()))
+        found = Marked(source + "".join(template.text_after_answers()))
         if not find_turn_ends(template, found.vocabulary, found.tokenize):
             without_end.add(path.stem)
         if find_markers(make_vocabulary([]), template) is not None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment import Back, CanonicalContext, Projection, TargetEvents
+from capt_local.alignment import CanonicalContext, EarlierRow, Projection, TargetEvents
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
 from capt_local.tokenization import TextTokenizer
@@ -90,7 +90,7 @@ def test_the_projection_is_exact_where_each_piece_decides_the_token(
     toy = Toy(["c", *words, *(f"c{word}" for word in words)], seed)
     every, first = np.arange(len(target), dtype=np.int32), 2  # the token "c"
     made, prior = Projection(toy.vocabulary, events), np.full(len(target), 1 / len(target))
-    back = [Back(toy.read(()), first, b"c")]
+    back = [EarlierRow(toy.read(()), first, b"c")]
     for text, view in ((b"", (toy.read(()),)), (b"c", (toy.read((first,)), back))):
         said = made.probability(made.query(every, prior), *view)
         mine = np.bincount(events.of_token + 1, said, minlength=events.count + 1)[1:]
@@ -113,7 +113,7 @@ def test_the_projection_is_near_the_sum_over_all_tokenizations() -> None:
         return softmax(expert.extend([bos, *tokens], 1)[0])
 
     exact = Coverings(expert.vocabulary, events, read, drop=1e-3)
-    exact.append(other.lead)
+    exact.append(other.leading_space)
     context = CanonicalContext(other, [bos], start=True)
     made = Projection(expert.vocabulary, events)
     every = np.arange(len(target.vocabulary), dtype=np.int32)
@@ -127,7 +127,7 @@ def test_the_projection_is_near_the_sum_over_all_tokenizations() -> None:
             expert.rewind(0)
             rows = [softmax(row) for row in expert.extend(context.tokens, len(rests) + 1)][::-1]
             places = zip(rows[1:], context.tokens[::-1], rests, strict=False)
-            said = made.probability(query, rows[0], [Back(*each) for each in places])
+            said = made.probability(query, rows[0], [EarlierRow(*each) for each in places])
             mine = np.bincount(events.of_token + 1, said, minlength=events.count + 1)[1:]
             found.append(float(np.abs(mine / mine.sum() - wanted / wanted.sum()).sum()) / 2)
         piece = own.vocabulary.piece(token)

@@ -17,8 +17,8 @@ from prompt_toolkit.layout.controls import BufferControl
 from prompt_toolkit.output import DummyOutput
 
 from capt_local.report.input_line import InputLine
-from capt_local.report.terminal import Screen, Wrap, look_of, terminal_as_it_is
-from capt_local.report.views import Look, Prose, Span, cells
+from capt_local.report.terminal import Screen, Wrap, terminal_info, terminal_restorer
+from capt_local.report.views import Prose, Span, TerminalInfo, cells
 
 
 class Terminal(io.StringIO):
@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def make(**options: Look | None) -> tuple[Screen, io.StringIO, io.StringIO]:
+def make(**options: TerminalInfo | None) -> tuple[Screen, io.StringIO, io.StringIO]:
     out, err = io.StringIO(), io.StringIO()
     return Screen(out, err, **options), out, err
 
@@ -46,7 +46,7 @@ def test_only_the_answer_is_on_standard_output() -> None:
 
 
 def test_escape_sequences_reach_neither_stream() -> None:
-    screen, out, err = make(look_out=Look())
+    screen, out, err = make(out_info=TerminalInfo())
     for piece in (b"\x1b", b"]52;c;aGk=", b"\x07"):
         screen.answer(piece)
     screen.end_answer()
@@ -58,12 +58,16 @@ def test_escape_sequences_reach_neither_stream() -> None:
 
 
 def test_what_a_stream_can_show() -> None:
-    assert look_of(Terminal(), {"TERM": "xterm", "COLUMNS": "120"}) == Look(120, True, "utf-8")
-    no_colour = look_of(Terminal(), {"TERM": "xterm", "NO_COLOR": "1"})
-    assert no_colour == Look(80, False, "utf-8")
-    assert look_of(Terminal(), {"TERM": "xterm", "NO_COLOR": "", "COLUMNS": "x"}) == Look(80, True)
-    assert look_of(Terminal(), {"TERM": "dumb"}) is None
-    assert look_of(io.StringIO(), {"TERM": "xterm"}) is None
+    assert terminal_info(Terminal(), {"TERM": "xterm", "COLUMNS": "120"}) == TerminalInfo(
+        120, True, "utf-8"
+    )
+    no_colour = terminal_info(Terminal(), {"TERM": "xterm", "NO_COLOR": "1"})
+    assert no_colour == TerminalInfo(80, False, "utf-8")
+    assert terminal_info(
+        Terminal(), {"TERM": "xterm", "NO_COLOR": "", "COLUMNS": "x"}
+    ) == TerminalInfo(80, True)
+    assert terminal_info(Terminal(), {"TERM": "dumb"}) is None
+    assert terminal_info(io.StringIO(), {"TERM": "xterm"}) is None
 
 
 @given(st.lists(st.text(alphabet="ab, \n\t体é", max_size=12), max_size=20), st.integers(2, 30))
@@ -80,8 +84,11 @@ def test_words_wrap_at_word_ends_and_nothing_is_lost(pieces: list[str], width: i
 
 
 def test_an_answer_on_a_terminal_wraps_and_in_a_pipe_does_not() -> None:
-    for look, wanted in ((Look(12), "one two\nthree four\n"), (None, "one two three four\n")):
-        screen, out, _ = make(look_out=look)
+    for look, wanted in (
+        (TerminalInfo(12), "one two\nthree four\n"),
+        (None, "one two three four\n"),
+    ):
+        screen, out, _ = make(out_info=look)
         for piece in (b"one t", b"wo thr", b"ee four"):
             screen.answer(piece)
         screen.end_answer()
@@ -112,7 +119,7 @@ def test_a_terminal_gets_its_echo_back(monkeypatch: pytest.MonkeyPatch) -> None:
     master, terminal = pty.openpty()
     with os.fdopen(terminal, "r+b", 0) as stream, os.fdopen(master, "rb", 0):
         monkeypatch.setattr(sys, "stdin", stream)
-        restore = terminal_as_it_is()
+        restore = terminal_restorer()
         before = termios.tcgetattr(stream)
         quiet = termios.tcgetattr(stream)
         quiet[3] &= ~(termios.ECHO | termios.ICANON)

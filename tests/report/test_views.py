@@ -15,12 +15,12 @@ from capt_local.report.answers import LEGEND, both, shift_table
 from capt_local.report.drawing import drawn, progress_line, progress_width
 from capt_local.report.views import (
     Beside,
-    Look,
     Pane,
     Prose,
     Sanitiser,
     Span,
     Table,
+    TerminalInfo,
     View,
     cells,
     plain,
@@ -105,14 +105,18 @@ FIGURES = shift_table(TOGETHER.steps)
 
 def shown(view: View, width: int, **look: object) -> list[str]:
     """What is drawn, without styles and trailing blanks."""
-    text = STYLE.sub("", drawn(view, Look(width, **look)))  # type: ignore[arg-type]
+    text = STYLE.sub("", drawn(view, TerminalInfo(width, **look)))  # type: ignore[arg-type]
     return [line.rstrip() for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("width", [100, 60, 20, 1])
 def test_without_colour_there_is_bold_and_underline_alone(width: int) -> None:
     for view in (both(ALONE, TOGETHER), FIGURES, LEGEND):
-        assert set(STYLE.findall(drawn(view, Look(width)))) <= {"\x1b[1m", "\x1b[1;4m", "\x1b[0m"}
+        assert set(STYLE.findall(drawn(view, TerminalInfo(width)))) <= {
+            "\x1b[1m",
+            "\x1b[1;4m",
+            "\x1b[0m",
+        }
 
 
 @pytest.mark.parametrize("width", [160, 80, 40])
@@ -137,7 +141,7 @@ VIEWS: list[View] = [
 @pytest.mark.parametrize("view", VIEWS, ids=range(len(VIEWS)))
 @pytest.mark.parametrize("colour", [False, True])
 def test_no_text_is_an_instruction(view: View, colour: bool) -> None:
-    on_terminal = STYLE.sub("", drawn(view, Look(400, colour=colour)))
+    on_terminal = STYLE.sub("", drawn(view, TerminalInfo(400, colour=colour)))
     for text in (on_terminal, "\n".join(plain(view))):
         assert SPELLED in re.sub(r"[│\n]", "", text)
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
@@ -145,13 +149,13 @@ def test_no_text_is_an_instruction(view: View, colour: bool) -> None:
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     for view in (both(ALONE, TOGETHER), FIGURES):
-        assert drawn(view, Look(110, encoding="ascii")).isascii()
-    assert progress_line("loading", 0.5, Look(40, encoding="ascii")).isascii()
+        assert drawn(view, TerminalInfo(110, encoding="ascii")).isascii()
+    assert progress_line("loading", 0.5, TerminalInfo(40, encoding="ascii")).isascii()
 
 
 @pytest.mark.parametrize("width", [1, 5, 20, 80])
 def test_a_progress_line_is_one_line_that_fits(width: int) -> None:
-    look = Look(width)
+    look = TerminalInfo(width)
     line = STYLE.sub("", progress_line("loading " + CANARY, 0.3, look))
     assert "\n" not in line
     assert cells(line) <= progress_width(look) <= max(width - 1, 1)

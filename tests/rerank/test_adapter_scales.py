@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.llama.batched import Lanes
+from capt_local.llama.batched import BatchedContext
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import Adapter, LoadOptions
 from capt_local.llama.weights import Weights
@@ -66,17 +66,17 @@ def test_lanes_with_different_scales_do_not_mix(
 ) -> None:
     scales = [(1.0, 1.0), (0.0, 1.0), (1.0, 1.0), (2.0, 0.0)]
     with Weights(files[0], both) as weights:
-        lanes = Lanes(weights, both, len(scales))
+        batched = BatchedContext(weights, both, len(scales))
         try:
-            for lane, own in zip(lanes.slots, scales, strict=True):
-                lane.set_adapter_scales(own)
+            for slot, own in zip(batched.slots, scales, strict=True):
+                slot.set_adapter_scales(own)
             for token in TOKENS:
-                found = lanes.run([(lane, [token], 1) for lane in lanes.slots])
+                found = batched.run([(slot, [token], 1) for slot in batched.slots])
             for own, rows in zip(scales, found, strict=True):
                 assert isinstance(rows, np.ndarray)
                 np.testing.assert_allclose(rows, row(files, *own), atol=0.05)
             np.testing.assert_array_equal(found[0], found[2])
-            assert lanes.share(lanes.slots[0], lanes.slots[2], 3)
-            assert not lanes.share(lanes.slots[0], lanes.slots[1], 3)
+            assert batched.share(batched.slots[0], batched.slots[2], 3)
+            assert not batched.share(batched.slots[0], batched.slots[1], 3)
         finally:
-            lanes.close()
+            batched.close()

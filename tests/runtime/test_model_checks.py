@@ -23,7 +23,7 @@ from capt_local.errors import Cancelled, ModelError
 from capt_local.llama import probe as probe_module
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Weights
-from capt_local.model_checks import is_trusted, look_first
+from capt_local.model_checks import is_trusted, probe_untrusted
 from capt_local.report.terminal import Screen
 from capt_local.runtime import Runtime
 from tests.bundle_files import describe
@@ -74,25 +74,25 @@ def with_manifest(folder: Path) -> Bundle:
 
 def test_each_file_is_looked_at_once(folder: Path, looked: list[list[str]]) -> None:
     bundle = trio(folder)
-    stamps = look_first(bundle)
+    stamps = probe_untrusted(bundle)
     assert looked == [["target.gguf"], ["expert.gguf"], ["base.gguf"]]
     assert set(stamps) == {model.path for model in bundle.models.values()}
-    look_first(bundle)
+    probe_untrusted(bundle)
     assert len(looked) == 3
-    look_first(bundle, check=Check.ALWAYS)
+    probe_untrusted(bundle, check=Check.ALWAYS)
     assert len(looked) == 6
-    look_first(bundle, check=Check.NEVER)
+    probe_untrusted(bundle, check=Check.NEVER)
     assert len(looked) == 6
 
 
 def test_a_file_that_was_changed_is_looked_at_again(folder: Path, looked: list[list[str]]) -> None:
     bundle = trio(folder)
-    look_first(bundle)
+    probe_untrusted(bundle)
     path = bundle.models["expert"].path
     before = path.stat()
     path.write_bytes(path.read_bytes())
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    look_first(bundle)
+    probe_untrusted(bundle)
     assert looked[3:] == [["expert.gguf"]]
 
 
@@ -101,8 +101,8 @@ def test_a_file_that_others_may_write_is_looked_at_each_time(
 ) -> None:
     bundle = trio(folder)
     bundle.models["base"].path.chmod(0o666)
-    look_first(bundle)
-    look_first(bundle)
+    probe_untrusted(bundle)
+    probe_untrusted(bundle)
     assert looked[3:] == [["base.gguf"]]
 
 
@@ -110,7 +110,7 @@ def test_what_was_found_bad_is_not_remembered(folder: Path) -> None:
     bundle = Bundle.from_paths(tiny_gguf(folder / "target.gguf", seed=1, nan=True))
     for _ in range(2):
         with pytest.raises(ModelError, match=r"target\.gguf"):
-            look_first(bundle)
+            probe_untrusted(bundle)
 
 
 def test_a_shared_file_and_its_adapter_are_one_look(folder: Path, looked: list[list[str]]) -> None:
@@ -120,10 +120,10 @@ def test_a_shared_file_and_its_adapter_are_one_look(folder: Path, looked: list[l
         path.chmod(0o644)
     bundle = Bundle.from_paths(files[0], None, files[1], str(adapter))
     for _ in range(2):
-        assert adapter in look_first(bundle)
+        assert adapter in probe_untrusted(bundle)
     assert looked == [["target.gguf"], ["base.gguf", "lora.gguf"]]
     other = tiny_adapter(folder / "other.gguf", seed=3)
-    look_first(Bundle.from_paths(files[0], None, files[1], str(other)))
+    probe_untrusted(Bundle.from_paths(files[0], None, files[1], str(other)))
     assert looked[2:] == [["base.gguf", "other.gguf"]]
 
 

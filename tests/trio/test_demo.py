@@ -73,7 +73,7 @@ def test_a_given_answer_has_the_log_softmax_of_the_bindings_logits(
         whole = [*head, *model.tokenize(NOTE.encode() + ANSWER, add_bos=False, special=False)]
         assert whole[: len(front)] == front
     else:
-        whole = front + demo._tokenizers[role].encode(ANSWER, start=prompt.starts_fresh)
+        whole = front + demo._tokenizers[role].encode(ANSWER, start=prompt.starts_text)
     model.eval(whole)
     rows = np.array(model.scores[len(front) - 1 : len(whole)], dtype=np.float64)
     model.close()
