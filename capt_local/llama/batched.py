@@ -339,11 +339,7 @@ def open_batched(models: Mapping[str, LlamaModel], count: int) -> dict[str, Batc
 
 
 def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
-    needed = {}  # by the first lane of a model; more of them take its KV cache again
-    for role, model in models.items():
-        cells = cells_per_sequence(model.weights, model.options)
-        found = estimate(model.weights.header, replace(model.options, context=cells))
-        needed[role] = replace(found, weights=0, movable=(0,) * found.layers, adapters=0)
+    needed = {role: sequence_memory(model) for role, model in models.items()}
     beside = [
         one.without_gpu_layers(models[role].metadata.gpu_layers) for role, one in needed.items()
     ]
@@ -364,6 +360,13 @@ def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
         f"Not enough memory to answer {count} requests at once: each takes {each:,.0f} MiB; "
         f"{offer}. Ask for fewer at once, or use a smaller --ctx-size."
     )
+
+
+def sequence_memory(model: LlamaModel) -> MemoryEstimate:
+    """Memory of the first sequence; each further one takes its KV cache again."""
+    cells = cells_per_sequence(model.weights, model.options)
+    found = estimate(model.weights.header, replace(model.options, context=cells))
+    return replace(found, weights=0, movable=(0,) * found.layers, adapters=0)
 
 
 def _fitting(needed: list[MemoryEstimate], free: int) -> int:

@@ -60,7 +60,6 @@ class RunningSequence:
         self, owner: ContextOwner, context: Context, number: int, scratch: int | None
     ) -> None:
         self.weights = owner.weights
-        self.vocabulary: Vocabulary = owner.weights.vocabulary
         self.metadata: Metadata = owner.weights.metadata
         self.size = self.metadata.size
         self.context_limit = context.limit
@@ -74,6 +73,10 @@ class RunningSequence:
         self._batch = context.batch
         self._scratch = scratch  # the sequence for `peek`; None if the memory can rewind
         self._none: Rows = np.empty((0, len(self.vocabulary)), np.float32)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.weights.vocabulary  # gets the turn ends of the template after loading
 
     def batch_cost(self, count: int) -> float:
         kernels = self.metadata.kernels

@@ -296,5 +296,7 @@ def test_what_cannot_be_done_is_one_line(
     before = set(tmp_path.iterdir())
     assert run(["batch", *arguments.split(), "-t", "1"]) == code
     err = capfd.readouterr().err
-    assert told in err and set(tmp_path.iterdir()) == before
+    assert told in err
+    # A worker that cannot load its models leaves an output without lines, to be resumed.
+    assert code == 4 or set(tmp_path.iterdir()) == before
     assert err.count("error: ") == 1 and "Traceback" not in err and CANARY not in err

@@ -13,6 +13,7 @@ from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import Bundle, Role
 from capt_local.cli import doctor
 from capt_local.cli.doctor import Diagnosis
+from capt_local.llama import devices as devices_module
 from capt_local.llama import resources
 from capt_local.llama.devices import GPU_RESERVE, Device
 from capt_local.llama.gguf_header import read_header
@@ -91,7 +92,7 @@ def test_the_plan_for_gpus_is_shown_before_anything_loads(
     one = estimate(read_header(bundle / "target.gguf"), LoadOptions())
     whole = one.buffers + sum(one.layer_bytes())
     monkeypatch.setattr(Library, "devices", devices)
-    monkeypatch.setattr(Library, "computes", lambda *_: True)
+    monkeypatch.setattr(devices_module, "device_computes", lambda *_: True)
     monkeypatch.setattr(Diagnosis, "_roles", lambda *_: {})
     found = json.loads(run("doctor", "-m", str(bundle), "--json").out)["memory of the bundle"]
     assert found["layers on the GPU"].startswith("target 3 of 3 (G0 3), expert 2 of 3 (G1 2)")

@@ -174,7 +174,7 @@ def outcome(path: Path) -> tuple[Outcome, str]:
     except ModelError as error:
         return Outcome.HEADER, str(error)
     try:
-        probe.look(path)
+        probe.probe_files(path)
     except CaptError as error:
         ended = "the process that looked at it (code" in str(error)
         return Outcome.ENDED if ended else Outcome.PROCESS, str(error)

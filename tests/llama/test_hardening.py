@@ -66,7 +66,7 @@ def test_a_crash_before_a_verb_has_read_anything(tmp_path: Path) -> None:
         ("sys:stdin", ["generate"]),
         ("capt_local.report.input_line:InputLine.ask", ["chat", "-t", "1"]),
         ("capt_local.bundles.verify:verify", TEXT),
-        ("capt_local.llama.probe:look", [*TEXT, "--target", "PROXY"]),
+        ("capt_local.llama.probe:probe_files", [*TEXT, "--target", "PROXY"]),
         ("capt_local.llama.weights:Weights._load", TEXT),
         ("capt_local.llama.model:LlamaModel.extend", TEXT),
     ],

@@ -98,13 +98,13 @@ def _with_head(model: Path) -> ScorerFiles:
 
 def test_an_encoder_is_looked_at_first_and_writes_no_text(tmp_path: Path) -> None:
     files = ScorerFiles.at(tiny_scorer(tmp_path))
-    probe.look(files.encoder, encoder=True)
+    probe.probe_files(files.encoder, encoder=True)
     data = bytearray(files.encoder.read_bytes())
     data[-4:] = b"\x00\x00\xc0\x7f"  # NaN in the last tensor
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(data)
     with pytest.raises(CaptError, match="damaged"):
-        probe.look(broken, encoder=True)
+        probe.probe_files(broken, encoder=True)
     with pytest.raises(ModelError):
         Weights(files.encoder)
 

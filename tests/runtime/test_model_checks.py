@@ -55,7 +55,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         found.append([path.name, *(each.name for each in adapters)])
         return {}
 
-    monkeypatch.setattr(probe_module, "look", look)
+    monkeypatch.setattr(probe_module, "probe_files", look)
     return found
 
 
@@ -180,7 +180,9 @@ def test_a_swap_between_look_and_load_is_found(
 ) -> None:
     with_manifest(folder)
     other = tiny_gguf(folder / "other", seed=2)
-    monkeypatch.setattr(probe_module, "look", lambda path, *_more: os.replace(other, path) or {})
+    monkeypatch.setattr(
+        probe_module, "probe_files", lambda path, *_more: os.replace(other, path) or {}
+    )
     assert int(app.run([*verb, str(folder)])) == 3
     assert "changed between its check and its loading" in "".join(capsys.readouterr())
 

@@ -96,8 +96,8 @@ def test_one_answer_may_be_made_between_two_of_many(small: Runtime) -> None:
 def test_lanes_that_do_not_fit_are_refused_with_what_would(
     small: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    each = sum(batched._lane(model).kv_cache for model in small.models.values())
-    buffers = sum(batched._lane(model).buffers for model in small.models.values())
+    each = sum(batched.sequence_memory(model).kv_cache for model in small.models.values())
+    buffers = sum(batched.sequence_memory(model).buffers for model in small.models.values())
     monkeypatch.setattr(batched, "available_memory", lambda: buffers + 5 * each + 7)
     with pytest.raises(MemoryShortage, match=r"16 requests at once: .*; 5 would fit"):
         small.generate_many(asks(), parallel=16)

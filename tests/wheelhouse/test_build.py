@@ -24,7 +24,7 @@ from scripts.wheelhouse.wheels import (
     read_wheels,
     requirements,
 )
-from tests.bundles.travelling import make_bundle
+from tests.bundles.travelling import make_trio
 from tests.wheelhouse.stub import write_wheel
 
 
@@ -98,7 +98,7 @@ def test_the_bill_of_materials(tmp_path: Path) -> None:
     write_wheel(tmp_path, "some.thing", "1.2", {})
     for name in ("pip", "llama-cpp-python"):
         write_wheel(tmp_path, name, "1.0", {})
-    bundle = make_bundle(tmp_path / "bundle")
+    bundle = make_trio(tmp_path / "bundle")
     text = bill_of_materials("capt-local", read_wheels(tmp_path), bundle, "-DA=ON")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     whole = json.loads(text)
@@ -132,7 +132,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(script, "binding_wheel", compile_it)
     new_key(tmp_path / "maker")
-    make_bundle(tmp_path / "trio")
+    make_trio(tmp_path / "trio")
     return tmp_path / "trio"
 
 
