@@ -157,12 +157,12 @@ class TargetEvents:
         if text in self._event_of_piece:
             return self._event_of_piece[text]
         if text not in self._first:
-            self._first[text] = NO_EVENT
+            event = NO_EVENT
             for size in range(len(text), 0, -1):
                 with contextlib.suppress(UnspellableByte):
-                    token = self.tokenizer.encode(text[:size], start=False)[0]
-                    self._first[text] = int(self.of_token[token])
+                    event = int(self.of_token[self.tokenizer.encode(text[:size], start=False)[0]])
                     break
+            self._first[text] = event  # only now: an interrupt must not leave NO_EVENT behind
         return self._first[text]
 
 

@@ -233,6 +233,7 @@ ROLE = "scorer"
 HEAD = "head.safetensors"
 ENCODER = "encoder.gguf"
 _LARGEST_HEAD = 1 << 20  # bytes
+_LONGEST_QUESTION = 1 << 18  # characters at its end that are tokenized; far more than are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,9 +337,10 @@ class Scorer(Closing):
 
     def _score(self, question: str, answer: str) -> float:
         encoder = self._encoder
-        before, own, behind = map(encoder.tokenize, ("Q:", question, f"A: {answer}"))
+        end = question[-_LONGEST_QUESTION:]
+        before, own, behind = map(encoder.tokenize, ("Q:", end, f"A: {answer}"))
         left = self._limit - len(before) - len(behind)
-        if left < len(own):
+        if left < len(own) or end != question:
             notice = (
                 f"The scorer reads {self._limit} tokens, so it has not seen the beginning of the "
                 "text before an answer"

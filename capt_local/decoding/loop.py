@@ -171,7 +171,9 @@ class Generation:
             pass
         except ContextOverflow:
             self._note_full_context()
-            self.end(FinishReason.LENGTH)
+            self.end(FinishReason.LENGTH if step else FinishReason.ERROR)
+            if not step:
+                raise
         except BaseException:
             self.end(FinishReason.ERROR)
             raise

@@ -22,7 +22,7 @@ from capt_local.errors import (
     NumericalError,
 )
 from capt_local.llama.context import Batch, Context, Rows
-from capt_local.llama.gguf_header import read_header
+from capt_local.llama.gguf_header import Header, read_header
 from capt_local.llama.library import Closing, DeferredInterrupts, library
 from capt_local.llama.options import LoadOptions, scales_of
 from capt_local.llama.resources import available_memory
@@ -406,14 +406,7 @@ class Encoder(Closing):
 
     def __init__(self, path: Path, threads: int = 1, stamp: Stamp | None = None) -> None:
         self.name = path.name
-        header = read_header(path, encoder=True)
-        if header.number("pooling_type") not in _POOLINGS:
-            raise ModelError(
-                f"{self.name} does not say how it makes one vector of a text (pooling_type), so it "
-                "cannot score answers. Use an encoder that was converted for embeddings."
-            )
-        if header.file_size > min(_LARGEST, available_memory()):
-            raise MemoryShortage(f"{self.name}: the scorer does not fit into memory.")
+        self._check(read_header(path, encoder=True))
         self._weights = Weights(
             path,
             LoadOptions(gpu_layers=0, check_tensors=True),
@@ -425,10 +418,20 @@ class Encoder(Closing):
         self.limit = min(self._weights.header.number("context_length"), _LONGEST)
         self._context: Any = None
         try:
+            self._check(self._weights.header)  # of the file that was loaded
             self._open_context(threads)
         except BaseException:
             self.close()
             raise
+
+    def _check(self, header: Header) -> None:
+        if header.number("pooling_type") not in _POOLINGS:
+            raise ModelError(
+                f"{self.name} does not say how it makes one vector of a text (pooling_type), so it "
+                "cannot score answers. Use an encoder that was converted for embeddings."
+            )
+        if header.file_size > min(_LARGEST, available_memory()):
+            raise MemoryShortage(f"{self.name}: the scorer does not fit into memory.")
 
     def _open_context(self, threads: int) -> None:
         api = self._api = library().api

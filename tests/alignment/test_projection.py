@@ -181,6 +181,20 @@ def test_the_space_that_the_targets_tokenizer_adds_is_no_part_of_the_first_word(
     np.testing.assert_allclose(made.probability(at_start, row), wanted, rtol=1e-12)
 
 
+def test_an_interrupted_lookup_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = events_of(make_vocabulary(["ab", "a", "b"]))
+    expected = events_of(make_vocabulary(["ab", "a", "b"])).first(b"aba")
+
+    def interrupted(*_: object, **__: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(events.tokenizer, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            events.first(b"aba")
+    assert events.first(b"aba") == expected != NO_EVENT
+
+
 def test_healing_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old tables go when the budget is used up; what is asked again is right again."""
     monkeypatch.setattr("capt_local.alignment._CACHE_ENTRIES", 60)

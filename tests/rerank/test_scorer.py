@@ -55,6 +55,12 @@ def test_a_long_question_loses_its_beginning_and_says_so(tmp_path: Path) -> None
     assert "beginning" in first and "end of a long answer" in second
 
 
+def test_a_question_of_any_size_is_scored_by_its_end(tmp_path: Path) -> None:
+    with Scorer(ScorerFiles.at(tiny_scorer(tmp_path))) as scorer:
+        huge = scorer.scores("chest " * 400_000, ["yes"])
+        assert huge == scorer.scores("chest " * 100, ["yes"])
+
+
 def test_files_that_are_no_scorer(tmp_path: Path) -> None:
     good = tiny_scorer(tmp_path / "good", target_tokenizer="a" * 64)
     other = tiny_scorer(tmp_path / "other", seed=2)
