@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 
-def records(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """The first lines of a JSON Lines file, plain or xz; none where there is no file."""
-    if not path.exists():
+def records(
+    path: Path, limit: int | None = None, *, missing_ok: bool = False
+) -> list[dict[str, Any]]:
+    """The first lines of a JSON Lines file, plain or xz; with `missing_ok` none without a file."""
+    if missing_ok and not path.exists():
         return []
     opened: Any = lzma.open if path.suffix == ".xz" else open
     with opened(path, "rt", encoding="utf-8") as lines:

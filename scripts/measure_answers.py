@@ -69,7 +69,7 @@ def kept(
     path: Path, ids: Sequence[str], answer: Callable[[str], Generation]
 ) -> list[dict[str, Any]]:
     """The answer to each id, which has ended; those that a file holds are not made again."""
-    found = {line["id"]: line for line in records(path)}
+    found = {line["id"]: line for line in records(path, missing_ok=True)}
     with path.open("a", encoding="utf-8") as file:
         for id in ids:
             if id not in found:

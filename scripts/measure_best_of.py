@@ -47,7 +47,7 @@ def draw(
     adapter: Annotated[list[str] | None, typer.Option(metavar="ROLE:PATH[=SCALE]")] = None,
 ) -> None:
     """Adds eight answers to each question of TASKS to OUT, by a system that is called NAME."""
-    done = {(r["system"], r["task"], r["id"]) for r in records(out)}
+    done = {(r["system"], r["task"], r["id"]) for r in records(out, missing_ok=True)}
     options = GenerateOptions(method=method, combine=CombineOptions(alphas=(0.5,)))
     sample = dataclasses.replace(options.sample, temperature=1.0)
     texts = dataclasses.replace(options, max_tokens=16, sample=sample)

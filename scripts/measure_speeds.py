@@ -246,7 +246,9 @@ def main(
     out: Path | None = None,
     skips_file: Annotated[Path | None, typer.Option("--skips")] = None,
 ) -> None:
-    """Measures LABEL with COUNT items of FILES."""
+    """Measures WHAT with COUNT items of FILES."""
+    if what in ("skips", "replay") and (out if what == "skips" else skips_file) is None:
+        raise typer.BadParameter("skips needs --out, and replay --skips.")
     items = list(itertools.islice(itertools.chain.from_iterable(map(records, files)), count))
     asked = list(map(prompt_of, items)) if what in ("same", "skips") else []
     bundle = Bundle.from_paths(target, None if adapter else expert, base,
@@ -257,10 +259,10 @@ def main(
             same(runtime, asked, tokens)
         elif what == "curve":
             curve([read(runtime, item, texts=texts, raw=raw) for item in items])
-        elif what == "skips":
-            skips(runtime, asked, tokens, raw, out or Path("skips.json"))
-        else:
-            replay(runtime, items, tokens, skips_file or Path("skips.json"))
+        elif what == "skips" and out is not None:
+            skips(runtime, asked, tokens, raw, out)
+        elif skips_file is not None:
+            replay(runtime, items, tokens, skips_file)
 
 
 if __name__ == "__main__":

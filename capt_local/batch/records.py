@@ -246,12 +246,14 @@ class RecordTemplate:
         Raises:
             ParseError: a field is missing or no text or number, or the message is too long.
         """
+        texts = {}  # one copy of each field, however often it is named
         for name in sorted(self.names):
             if name not in fields:
                 raise ParseError(f'there is no field "{name}", which the template names')
             if kind := _UNPRINTABLE.get(type(fields[name])):
                 raise ParseError(f'the field "{name}", which the template names, is {kind}')
-        parts = [str(fields[part]) if at % 2 else part for at, part in enumerate(self._parts)]
+            texts[name] = str(fields[name])
+        parts = [texts[part] if at % 2 else part for at, part in enumerate(self._parts)]
         if sum(map(len, parts)) > LONGEST:
             raise ParseError(f"the prompt is larger than {size_text(LONGEST)}")
         return "".join(parts)

@@ -41,7 +41,7 @@ REPETITIONS, ANSWER_TOKENS = 5, 128
 
 @dataclass(frozen=True, kw_only=True)
 class BenchFlags(JsonFlags, ModelFlags, SampleFlags, ViewFlags):
-    """What is measured, and on flags."""
+    """What is measured, and on which prompts."""
 
     modes: str | None = flag(
         "--modes A,B,...",

@@ -125,17 +125,19 @@ class InputLine:
             silent = termios.tcgetattr(terminal)
             silent[3] &= ~(termios.ECHO | termios.ICANON)
             termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
-        # So a text that is pasted meanwhile is not sent line by line.
-        output.enable_bracketed_paste()
-        output.flush()
         try:
+            # So a text that is pasted meanwhile is not sent line by line.
+            output.enable_bracketed_paste()
+            output.flush()
             yield
         finally:
-            output.disable_bracketed_paste()
-            output.flush()
-            if before is not None:
-                with contextlib.suppress(termios.error):  # the terminal may have gone
-                    termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+            try:
+                output.disable_bracketed_paste()
+                output.flush()
+            finally:
+                if before is not None:
+                    with contextlib.suppress(termios.error):  # the terminal may have gone
+                        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
     def _begun(self) -> None:
         self._note_key()

@@ -71,7 +71,7 @@ def _vocabulary_texts(documents: Sequence[Document]) -> list[str]:
 @app.command()
 def train(
     work: Work,
-    stages: list[str] | None = None,
+    stages: list[StageName] | None = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: int = 1,
     minutes: Annotated[float, typer.Option(help="save and end after so long")] = math.inf,

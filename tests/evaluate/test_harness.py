@@ -151,6 +151,12 @@ def test_labels_by_a_question_each(raw: bool) -> None:
     assert cell.metrics == {"micro_f1": pytest.approx(2 / 3), "macro_f1": 0.5}
 
 
+def test_raw_text() -> None:
+    raw = Rules(say=lambda *_: " no")
+    found = outcomes(raw, [QUESTIONS], plan(raw=True))
+    assert raw.calls[0][2].endswith("\n\nAnswer:") and found[0].read == "no"
+
+
 def test_a_missing_library_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)
