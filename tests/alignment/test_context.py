@@ -44,3 +44,19 @@ def test_a_leading_space_waits_for_the_first_word() -> None:
     assert context.rests(1) == [b" "]
     context.append(b"card")
     assert context.rests(1) == [b" card"]
+
+
+def test_a_word_behind_a_safe_cut_is_tokenized_alone() -> None:
+    asked: list[bytes] = []
+    plain = greedy_tokenizer(VOCABULARY)
+
+    def tokenize(text: bytes, *, special: bool) -> list[int]:
+        asked.append(text)
+        return plain(text, special=special)
+
+    context = CanonicalContext(TextTokenizer(VOCABULARY, tokenize), [0], b"card", start=True)
+    asked.clear()
+    assert context.append(b" cardiac") == 2
+    assert asked == [b" cardiac"]
+    assert context.append(b" a") == len(context.tokens) - 1
+    assert context.rests(2) == [b" a", b"iac a"]
