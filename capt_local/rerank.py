@@ -332,15 +332,17 @@ class Scorer(Closing):
 
     def scores(self, question: str, answers: Sequence[str]) -> list[float]:
         """The probability that each answer is right; equal answers are scored once."""
-        known = {answer: self._score(question, answer) for answer in dict.fromkeys(answers)}
+        before = self._encoder.tokenize("Q:")
+        own = self._encoder.tokenize(question[-_LONGEST_QUESTION:])
+        cut = len(question) > _LONGEST_QUESTION
+        known = {answer: self._score(before, own, answer, cut) for answer in dict.fromkeys(answers)}
         return [known[answer] for answer in answers]
 
-    def _score(self, question: str, answer: str) -> float:
+    def _score(self, before: list[int], own: list[int], answer: str, cut: bool) -> float:
         encoder = self._encoder
-        end = question[-_LONGEST_QUESTION:]
-        before, own, behind = map(encoder.tokenize, ("Q:", end, f"A: {answer}"))
+        behind = encoder.tokenize(f"A: {answer}")
         left = self._limit - len(before) - len(behind)
-        if left < len(own) or end != question:
+        if cut or left < len(own):
             notice = (
                 f"The scorer reads {self._limit} tokens, so it has not seen the beginning of the "
                 "text before an answer"

@@ -170,10 +170,11 @@ class Generation:
         except Cancelled:
             pass
         except ContextOverflow:
-            self._note_full_context()
-            self.end(FinishReason.LENGTH if step else FinishReason.ERROR)
             if not step:
+                self.end(FinishReason.ERROR)
                 raise
+            self._note_full_context()
+            self.end(FinishReason.LENGTH)
         except BaseException:
             self.end(FinishReason.ERROR)
             raise

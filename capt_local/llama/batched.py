@@ -196,12 +196,17 @@ class BatchedContext:
 
         The sequences that had these numbers are cleared.
         """
-        numbers = sorted(slot.number for slot in used)
-        count, sizes, kernels = len(self.slots), self.sizes, self._kernels
-        packed = cost_of(tuple(range(len(numbers))), count, sizes, kernels)
-        if not self.can_rewind or packed >= cost_of(tuple(numbers), count, sizes, kernels):
+        if not self.can_rewind:  # then each has batches of its own
             return
-        holes = sorted(set(range(len(numbers))).difference(numbers))
+        numbers = sorted(slot.number for slot in used)
+        first = range(len(numbers))
+        before, after = (
+            cost_of(tuple(each), len(self.slots), self.sizes, self._kernels)
+            for each in (numbers, first)
+        )
+        if after >= before:
+            return
+        holes = sorted(set(first).difference(numbers))
         for hole, number in zip(holes, numbers[-len(holes) :], strict=True):
             moved, other = self.slots[number], self.slots[hole]
             self._context.copy_sequence(hole, source=number)

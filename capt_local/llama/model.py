@@ -406,7 +406,7 @@ class Encoder(Closing):
 
     def __init__(self, path: Path, threads: int = 1, stamp: Stamp | None = None) -> None:
         self.name = path.name
-        self._check(read_header(path, encoder=True))
+        self._check(read_header(path, encoder=True), min(_LARGEST, available_memory()))
         self._weights = Weights(
             path,
             LoadOptions(gpu_layers=0, check_tensors=True),
@@ -418,19 +418,19 @@ class Encoder(Closing):
         self.limit = min(self._weights.header.number("context_length"), _LONGEST)
         self._context: Any = None
         try:
-            self._check(self._weights.header)  # of the file that was loaded
+            self._check(self._weights.header, _LARGEST)  # of the file that was loaded
             self._open_context(threads)
         except BaseException:
             self.close()
             raise
 
-    def _check(self, header: Header) -> None:
+    def _check(self, header: Header, largest: int) -> None:
         if header.number("pooling_type") not in _POOLINGS:
             raise ModelError(
                 f"{self.name} does not say how it makes one vector of a text (pooling_type), so it "
                 "cannot score answers. Use an encoder that was converted for embeddings."
             )
-        if header.file_size > min(_LARGEST, available_memory()):
+        if header.file_size > largest:
             raise MemoryShortage(f"{self.name}: the scorer does not fit into memory.")
 
     def _open_context(self, threads: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from capt_local.errors import CaptError, ModelError
-from capt_local.llama import probe
+from capt_local.llama import model, probe
 from capt_local.llama.gguf_header import file_digests
 from capt_local.llama.model import Encoder
 from capt_local.llama.weights import Weights
@@ -59,6 +59,15 @@ def test_a_question_of_any_size_is_scored_by_its_end(tmp_path: Path) -> None:
     with Scorer(ScorerFiles.at(tiny_scorer(tmp_path))) as scorer:
         huge = scorer.scores("chest " * 400_000, ["yes"])
         assert huge == scorer.scores("chest " * 100, ["yes"])
+
+
+def test_a_scorer_that_takes_most_of_the_free_memory_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ScorerFiles.at(tiny_scorer(tmp_path))
+    free = iter([files.encoder.stat().st_size])  # asked for before loading alone
+    monkeypatch.setattr(model, "available_memory", lambda: next(free))
+    Scorer(files).close()
 
 
 def test_files_that_are_no_scorer(tmp_path: Path) -> None:
